@@ -1,0 +1,1 @@
+"""The kernel: it knows no module and no provider, and loads them by name."""

@@ -1,0 +1,191 @@
+"""Assembly: `create_app` builds everything from settings, with no globals."""
+
+import importlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from fastapi import FastAPI, params
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import iter_route_contexts
+from starlette.types import Scope
+
+from core import docs, health, problems
+from core.body import FORM, JSON, BodyGuard, MediaTypeOf
+from core.db import Database
+from core.errors import DomainError, StartRefused
+from core.health import Health
+from core.http import HeaderGuard, RequestStep
+from core.lock import server_lock
+from core.migrate import load_models, refuse_newer, upgrade
+from core.module import Module, ModuleContext
+from core.security import Authenticator, current_user
+from core.services import Services
+from core.settings import DatabaseSettings, ServerSettings, Settings, is_loopback
+
+log = logging.getLogger(__name__)
+
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_DATABASE_START_SECONDS = 60.0
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application; nothing is opened before its lifespan begins.
+
+    Raises StartRefused for a configuration that cannot work.
+    """
+    server = settings.section(ServerSettings)
+    context = new_context(settings)
+    services = context.services
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with opened(context, settings.modules, serving=True):
+            _refuse_unguarded(app, services)
+            yield
+
+    app = FastAPI(
+        version=version("vopros"),
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        root_path=server.root_path,
+        # The service logs and measures itself; a configured SDK changes nothing here.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.services = services
+    load_models(settings.modules)
+    _mount(app, settings.modules)
+    docs.install(app, serve=server.docs)
+    problems.install(app)
+    _add_steps(app, settings)
+    return app
+
+
+def new_context(settings: Settings) -> ModuleContext:
+    """What modules need to open, for the application or for a command."""
+    services = Services()
+    database = Database(settings.section(DatabaseSettings))
+    services.add(Database, database)
+    services.add(Health, Health(database, settings.modules))
+    return ModuleContext(settings, database, services, lambda: datetime.now(UTC))
+
+
+@asynccontextmanager
+async def opened(
+    context: ModuleContext, modules: Sequence[Module], *, serving: bool = False
+) -> AsyncIterator[ModuleContext]:
+    """Open modules in order, and close them in reverse.
+
+    `serving` also takes the lock of a SQLite file and brings the database up to date.
+    """
+    database = context.database
+    with ExitStack() as locks:
+        try:
+            if serving:
+                if database.sqlite_path is not None:
+                    locks.enter_context(server_lock(database.sqlite_path))
+                await _prepare(context, modules)
+            async with AsyncExitStack() as stack:
+                for module in modules:
+                    if module.lifespan is not None:
+                        await stack.enter_async_context(module.lifespan(context))
+                yield context
+        finally:
+            await database.close()
+
+
+async def _prepare(context: ModuleContext, modules: Sequence[Module]) -> None:
+    database = context.database
+    settings = context.settings.section(DatabaseSettings)
+    migrate = settings.migrate_on_start
+    if migrate is None:
+        migrate = database.dialect == "sqlite"
+    try:
+        await database.connect_patiently(_DATABASE_START_SECONDS)
+        if migrate:
+            if moved := await upgrade(database, modules):
+                log.info("database.migrated", extra={"modules": moved})
+        elif await refuse_newer(database, modules):
+            log.warning("database.behind", extra={"hint": "run `vopros migrate`"})
+    except DomainError as error:
+        raise StartRefused(error.detail) from error
+
+
+def _mount(app: FastAPI, modules: Sequence[Module]) -> None:
+    tags = []
+    for module in modules:
+        if module.router is None:
+            continue
+        found = importlib.import_module(module.router)
+        app.include_router(found.router)
+        tags += [docs.tag_of(found, str(tag)) for tag in found.router.tags]
+    app.include_router(health.router)
+    app.openapi_tags = [*tags, docs.tag_of(health, "health")]
+
+
+def _add_steps(app: FastAPI, settings: Settings) -> None:
+    server = settings.section(ServerSettings)
+    allowed = server.allowed_hosts
+    if not allowed and is_loopback(server.host):
+        # A page elsewhere must not reach this server through a name of its own.
+        allowed = (*_LOOPBACK_NAMES, server.host)
+    # The last one added is the first to see a request.
+    app.add_middleware(
+        BodyGuard,
+        media_type_of=_media_types(app),
+        longest_bytes=server.longest_body_bytes,
+        seconds=server.body_seconds,
+    )
+    app.add_middleware(
+        HeaderGuard,
+        allowed_hosts=allowed,
+        longest_headers_bytes=server.longest_headers_bytes,
+    )
+    app.add_middleware(RequestStep)
+
+
+def _media_types(app: FastAPI) -> MediaTypeOf:
+    """Every route takes JSON, but for those that declare form fields."""
+    forms = [
+        (found.path_regex, found.methods or ())
+        for found in iter_route_contexts(app.routes)
+        if isinstance(_body_info(found), params.Form)
+    ]
+
+    def media_type_of(scope: Scope) -> str:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        for path_regex, methods in forms:
+            if scope["method"] in methods and path_regex.match(path):
+                return FORM
+        return JSON
+
+    return media_type_of
+
+
+def _body_info(route: object) -> object:
+    return getattr(getattr(route, "body_field", None), "field_info", None)
+
+
+def _refuse_unguarded(app: FastAPI, services: Services) -> None:
+    """Protected routes need someone who can tell callers apart."""
+    if Authenticator in services:
+        return
+    for found in iter_route_contexts(app.routes):
+        dependant = getattr(found, "dependant", None)
+        if dependant is not None and _needs_caller(dependant):
+            raise StartRefused(
+                f"{found.path} is for known callers only, but no enabled module "
+                "can authenticate them"
+            )
+
+
+def _needs_caller(dependant: Dependant) -> bool:
+    return any(
+        below.call is current_user or _needs_caller(below)
+        for below in dependant.dependencies
+    )

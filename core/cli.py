@@ -1,0 +1,206 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from core.errors import DomainError, StartRefused
+
+T = TypeVar("T")
+CONFIGURATION_ERROR = 78  # EX_CONFIG of sysexits.h
+
+
+@dataclass
+class Invocation:
+    """What the options before the command said."""
+
+    file: Path | None = None
+
+    def settings(self, **server: Any) -> Any:
+        """Load the configuration; exits with 78 and readable lines when it is wrong."""
+        from core.settings import load_settings
+
+        overrides: dict[tuple[str, ...], str] = {
+            ("server", key): value for key, value in server.items() if value is not None
+        }
+        with refusals(CONFIGURATION_ERROR):
+            return load_settings(self.file, overrides=overrides)
+
+
+@contextmanager
+def refusals(exit_code: int = 1) -> Iterator[None]:
+    """Print what refuses to start as lines for people, and exit."""
+    try:
+        yield
+    except (StartRefused, DomainError) as exc:
+        for line in str(exc).splitlines():
+            typer.echo(f"vopros: {line}", err=True)
+        raise typer.Exit(exit_code) from exc
+
+
+def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run asynchronous work to its end, printing refusals as lines."""
+    with refusals():
+        return asyncio.run(work())
+
+
+app = typer.Typer(
+    name="vopros",
+    help="A self-hosted question-answering API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+migrate = typer.Typer(
+    help="Bring the database up to date.", invoke_without_command=True
+)
+app.add_typer(config, name="config")
+app.add_typer(migrate, name="migrate")
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    file: Annotated[
+        Path | None,
+        typer.Option("--config", help="The configuration file.", metavar="PATH"),
+    ] = None,
+) -> None:
+    """A self-hosted question-answering API."""
+    context.obj = Invocation(file)
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
+    port: Annotated[str | None, typer.Option(help="The port; 0 takes any.")] = None,
+) -> None:
+    """Serve the API until told to stop."""
+    settings = context.obj.settings(host=host, port=port)
+    from core.server import serve as serve_until_stopped
+
+    runner = asyncio.run
+    if sys.platform != "win32":
+        import uvloop
+
+        runner = uvloop.run
+    with refusals():
+        runner(serve_until_stopped(settings))
+
+
+@migrate.callback()
+def migrate_up(context: typer.Context) -> None:
+    """Bring the tables of every enabled module to their newest revision."""
+    if context.invoked_subcommand is not None:
+        return
+    settings = context.obj.settings()
+    from core.migrate import upgrade
+
+    moved = run(lambda: _migrating(settings, lambda db: upgrade(db, settings.modules)))
+    typer.echo(f"migrated: {', '.join(moved)}" if moved else "nothing to migrate")
+
+
+@migrate.command("down")
+def migrate_down(
+    context: typer.Context,
+    module: Annotated[str, typer.Argument(help="The module to take back.")],
+    to: Annotated[str, typer.Option(help="The revision to stop at.")] = "base",
+) -> None:
+    """Take one module's tables back, data included."""
+    settings = context.obj.settings()
+    from core.migrate import downgrade
+
+    run(
+        lambda: _migrating(
+            settings, lambda db: downgrade(db, settings.modules, module, to)
+        )
+    )
+    typer.echo(f"{module} is at {to}")
+
+
+@app.command()
+def revision(
+    context: typer.Context,
+    module: Annotated[str, typer.Argument(help="Whose tables have changed.")],
+    message: Annotated[str, typer.Argument(help="What is now true.")],
+) -> None:
+    """Write a module's next migration from its models."""
+    settings = context.obj.settings()
+    from core.migrate import write_revision
+
+    typer.echo(
+        run(
+            lambda: _migrating(
+                settings,
+                lambda db: write_revision(db, settings.modules, module, message),
+            )
+        )
+    )
+
+
+async def _migrating(settings: Any, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """Do `work` on the database while no server holds it (SQLite)."""
+    from contextlib import nullcontext
+
+    from core.db import Database
+    from core.lock import server_lock
+    from core.settings import DatabaseSettings
+
+    database = Database(settings.section(DatabaseSettings))
+    path = database.sqlite_path
+    with server_lock(path) if path is not None else nullcontext():
+        try:
+            await database.connect_patiently(seconds=60)
+            return await work(database)
+        finally:
+            await database.close()
+
+
+@config.command("check")
+def config_check(context: typer.Context) -> None:
+    """Say what is wrong with the configuration; exits with 78 if anything is."""
+    settings = context.obj.settings()
+    typer.echo(f"{settings.raw.file}: nothing wrong")
+
+
+@config.command("show")
+def config_show(context: typer.Context) -> None:
+    """Print every setting with the place it comes from; secrets are masked."""
+    from core.settings import describe
+
+    for key, value, origin in describe(context.obj.settings()):
+        typer.echo(f"{key} = {value}  # {origin}")
+
+
+@app.command()
+def plugins() -> None:
+    """List what is installed: modules and providers, ours and others'."""
+    from core.plugins import installed
+
+    for found in installed():
+        typer.echo(f"{found.kind:<9} {found.name:<16} {found.origin}")
+
+
+def main() -> None:
+    """Run the command line, with the commands that enabled modules bring."""
+    _add_module_commands()
+    app()
+
+
+def _add_module_commands() -> None:
+    import importlib
+
+    from core.module import in_tree_names, load_module
+
+    for name in in_tree_names():
+        module = load_module(name)
+        if module.commands is not None:
+            app.add_typer(importlib.import_module(module.commands).commands)

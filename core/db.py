@@ -1,0 +1,346 @@
+"""The database: what differs between the two, and where transactions are visible.
+
+Services write `async with db.transaction() as session:`; nothing else commits. SQLite
+is one writer connection that begins with BEGIN IMMEDIATE, so that a read-modify-write
+is never lost, beside a few readers; PostgreSQL is one pool.
+"""
+
+import asyncio
+import json
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Integer,
+    MetaData,
+    SQLColumnExpression,
+    bindparam,
+    event,
+    func,
+    select,
+    text,
+)
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator
+
+from core.errors import DomainError, StartRefused, Unavailable
+from core.settings import DatabaseSettings
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """Every module's tables; names of constraints are the same on both databases."""
+
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+
+BigId = BigInteger().with_variant(Integer, "sqlite")
+"""A bigint on PostgreSQL; on SQLite the INTEGER that alone can be a generated key."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware moment in UTC on both databases; a naive one is refused."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(
+        self, value: datetime | None, dialect: Dialect
+    ) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment needs its time zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(
+        self, value: datetime | None, dialect: Dialect
+    ) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
+class db_now(FunctionElement[datetime]):
+    """The database's clock, to the microsecond (SQLite's own: the millisecond)."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(db_now)
+def _now(element: Any, compiler: Any, **options: Any) -> str:
+    return "statement_timestamp()"
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(element: Any, compiler: Any, **options: Any) -> str:
+    # Six digits, as SQLAlchemy writes them, so that text compares as time does.
+    return "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))"
+
+
+def among(
+    column: SQLColumnExpression[Any], ids: Iterable[int], dialect: str
+) -> ColumnElement[bool]:
+    """`column` is one of `ids`; one prepared statement however many there are."""
+    if dialect == "postgresql":
+        return column == func.any(bindparam(None, list(ids), type_=ARRAY(BigInteger)))
+    value = func.json_each(json.dumps(list(ids))).table_valued("value")
+    return column.in_(select(value.c.value))
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be reached at the moment."""
+
+
+class Busy(Unavailable):
+    """Too much is going on at the moment."""
+
+    retry_after_seconds = 1
+
+
+class StorageFull(Unavailable):
+    """There is no room left to store anything."""
+
+    retry_after_seconds = 60
+
+
+_BUSY_STATES = {"55P03", "57014", "40001", "40P01"}
+_GONE_STATES = {"53300", "25006", "57P01", "57P02", "57P03"}
+_UNAVAILABLE_CODES = {
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_IOERR,
+}
+
+
+def translate(exc: BaseException) -> DomainError | None:
+    """Say in our words what a driver raised; None for what is our own mistake."""
+    if isinstance(exc, sa_exc.TimeoutError):
+        return Busy()
+    if isinstance(exc, sa_exc.DBAPIError):
+        return _translate_driver(exc)
+    # What fails while connecting arrives bare, not as an SQLAlchemyError.
+    if isinstance(exc, (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+        return DatabaseUnavailable()
+    return None
+
+
+def _translate_driver(exc: sa_exc.DBAPIError) -> DomainError | None:
+    state = getattr(exc.orig, "sqlstate", None)
+    code = getattr(exc.orig, "sqlite_errorcode", None)
+    if state in _BUSY_STATES or code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        return Busy()
+    if code == sqlite3.SQLITE_FULL or state == "53100":
+        return StorageFull()
+    if code is not None and code & 0xFF in _UNAVAILABLE_CODES:
+        return DatabaseUnavailable()
+    if exc.connection_invalidated or state in _GONE_STATES:
+        return DatabaseUnavailable()
+    if isinstance(exc.orig, OSError) or (state or "").startswith("08"):
+        return DatabaseUnavailable()
+    return None
+
+
+class Database:
+    """The application's database: `transaction()` to write, `reading()` to read."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        """Raises StartRefused when the URL is not one of a database we can use."""
+        self.settings = settings
+        self.url = database_url(settings)
+        self.dialect = self.url.get_backend_name()
+        if self.dialect == "sqlite":
+            self._writer = _sqlite_engine(self.url, 1, settings, "BEGIN IMMEDIATE")
+            self._reader = _sqlite_engine(
+                self.url, settings.pool_size, settings, "BEGIN"
+            )
+        else:
+            self._writer = _postgresql_engine(self.url, settings)
+            # No BEGIN and no ROLLBACK around a lone SELECT.
+            self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
+        self._writing = async_sessionmaker(self._writer, expire_on_commit=False)
+        self._reading = async_sessionmaker(self._reader, expire_on_commit=False)
+
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The file, with links resolved; None on PostgreSQL."""
+        if self.dialect != "sqlite":
+            return None
+        return Path(self.url.database or "").resolve()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """A session whose work is committed at the end of the block, or not at all.
+
+        Raises DatabaseUnavailable, Busy or StorageFull in the place of the driver's
+        errors; IntegrityError passes, because only the caller knows what it means.
+        """
+        async with _translated(), self._writing() as session, session.begin():
+            yield session
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """A session that only reads. Raises as `transaction` does."""
+        async with _translated(), self._reading() as session:
+            yield session
+
+    async def connect_patiently(self, seconds: float) -> None:
+        """Wait for a database that is still starting. Raises DatabaseUnavailable."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        pause = 0.2
+        while True:
+            try:
+                async with self.reading() as session:
+                    await session.execute(text("SELECT 1"))
+                return
+            except Unavailable:
+                if asyncio.get_running_loop().time() + pause > deadline:
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+            pause = min(2 * pause, 5)
+
+    @asynccontextmanager
+    async def migrating(self) -> AsyncIterator[AsyncConnection]:
+        """A connection of its own for schema changes; the caller commits.
+
+        On SQLite foreign keys are off, or rebuilding a table would cascade into
+        deleting the rows that refer to it.
+        """
+        engine = (
+            _sqlite_engine(self.url, 1, self.settings, "BEGIN IMMEDIATE", keys=False)
+            if self.dialect == "sqlite"
+            else _postgresql_engine(self.url, self.settings, command_seconds=None)
+        )
+        try:
+            async with _translated(), engine.connect() as connection:
+                yield connection
+        finally:
+            await engine.dispose()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._writer.dispose()
+        await self._reader.dispose()
+
+
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    try:
+        yield
+    except sa_exc.IntegrityError:
+        raise
+    except Exception as exc:
+        if (domain := translate(exc)) is None:
+            raise
+        raise domain from exc
+
+
+def database_url(settings: DatabaseSettings) -> URL:
+    """Read the URL and name its async driver. Raises StartRefused, showing no value."""
+    try:
+        url = make_url(settings.url.get_secret_value())
+    except ArgumentError:
+        raise StartRefused("[database] url: this is not a database URL") from None
+    drivers = {"postgresql": "asyncpg", "sqlite": "aiosqlite"}
+    backend, _, driver = url.drivername.partition("+")
+    if drivers.get(backend) is None or driver not in ("", drivers[backend]):
+        known = " or ".join(f"{name}+{drivers[name]}" for name in drivers)
+        raise StartRefused(f"[database] url: must begin with {known}")
+    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+        raise StartRefused("[database] url: SQLite needs the path of a file")
+    if settings.password is not None:
+        url = url.set(password=settings.password.get_secret_value())
+    return url.set(drivername=f"{backend}+{drivers[backend]}")
+
+
+def _sqlite_engine(
+    url: URL,
+    pool_size: int,
+    settings: DatabaseSettings,
+    begin: str,
+    *,
+    keys: bool = True,
+) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=settings.pool_wait_seconds,
+        hide_parameters=True,
+        # The driver's own transactions lose updates: we say BEGIN ourselves.
+        connect_args={"isolation_level": None},
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def prepare(connection: Any, record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout = 5000")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        # An acknowledged question survives the loss of power.
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute(f"PRAGMA foreign_keys = {'ON' if keys else 'OFF'}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def start(connection: Any) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _postgresql_engine(
+    url: URL, settings: DatabaseSettings, **changed: Any
+) -> AsyncEngine:
+    command_seconds = changed.get("command_seconds", settings.command_seconds)
+    limits = {
+        "application_name": "vopros",
+        "lock_timeout": "3s",
+        "idle_in_transaction_session_timeout": "15s",
+    }
+    if command_seconds is not None:
+        limits["statement_timeout"] = f"{int(command_seconds * 1000)}ms"
+    return create_async_engine(
+        url,
+        pool_size=settings.pool_size,
+        max_overflow=0,
+        pool_timeout=settings.pool_wait_seconds,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        hide_parameters=True,
+        connect_args={
+            "timeout": settings.connect_seconds,
+            "command_timeout": command_seconds,
+            "server_settings": limits,
+        },
+    )

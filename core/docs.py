@@ -1,0 +1,165 @@
+"""The OpenAPI document as people should read it, and its pages without the internet."""
+
+import inspect
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fastapi_offline
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from core import errors
+from core.body import BodyTooLarge, MalformedBody
+from core.db import Busy, DatabaseUnavailable
+from core.errors import DomainError
+from core.health import Health
+from core.http import BadHost
+from core.problems import Problem, problem_responses
+from core.security import BEARER_SCHEME, Authenticator, InvalidToken, TokenMissing
+from core.services import Services
+
+TITLE = "Vopros"
+DESCRIPTION = """\
+Ask a question and get an answer from the language model that the operator has chosen.
+
+1. `POST /auth/register` makes your account.
+2. **Authorize** (above, right) takes your user name and password; leave the client \
+fields empty. It gets an access token and sends it with every call from this page.
+3. `POST /questions` asks; `GET /questions/me` shows your last three.
+
+Each question stands alone: the model is not told of earlier ones.
+
+Every error is a problem document (RFC 9457, `application/problem+json`) with a `code` \
+for programs, a `detail` for people and the `request_id` to quote.
+"""
+_STATIC = Path(fastapi_offline.__file__).with_name("static")
+
+
+def install(app: FastAPI, *, serve: bool) -> None:
+    """Give the application its document; `serve` also gives it /docs and /redoc."""
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    if not serve:
+        return
+    app.mount("/docs/static", StaticFiles(directory=_STATIC), name="docs-static")
+
+    async def openapi(request: Request) -> Response:
+        body = app.openapi()
+        root = request.scope.get("root_path", "")
+        return JSONResponse(body | {"servers": [{"url": root}]} if root else body)
+
+    async def swagger(request: Request) -> Response:
+        root = request.scope.get("root_path", "")
+        return get_swagger_ui_html(
+            openapi_url=f"{root}/openapi.json",
+            title=TITLE,
+            swagger_js_url=f"{root}/docs/static/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}/docs/static/swagger-ui.css",
+            swagger_favicon_url=f"{root}/docs/static/favicon.png",
+            swagger_ui_parameters={"tryItOutEnabled": True, "validatorUrl": None},
+        )
+
+    async def redoc(request: Request) -> Response:
+        root = request.scope.get("root_path", "")
+        return get_redoc_html(
+            openapi_url=f"{root}/openapi.json",
+            title=TITLE,
+            redoc_js_url=f"{root}/docs/static/redoc.standalone.js",
+            redoc_favicon_url=f"{root}/docs/static/favicon.png",
+            with_google_fonts=False,
+        )
+
+    async def favicon(request: Request) -> Response:
+        return FileResponse(_STATIC / "favicon.png")
+
+    app.add_route("/openapi.json", openapi, include_in_schema=False)
+    app.add_route("/docs", swagger, include_in_schema=False)
+    app.add_route("/redoc", redoc, include_in_schema=False)
+    app.add_route("/favicon.ico", favicon, include_in_schema=False)
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document: our problems in the place of FastAPI's own, notes added."""
+    if app.openapi_schema is None:
+        made = get_openapi(
+            title=TITLE,
+            version=app.version,
+            description=_description(app.state.services),
+            routes=app.routes,
+            tags=app.openapi_tags,
+        )
+        _polish(made, app.state.services)
+        app.openapi_schema = made
+    return app.openapi_schema
+
+
+def tag_of(router_module: Any, tag: str) -> dict[str, str]:
+    """A group of the document, described by the docstring of its router's module."""
+    return {"name": tag, "description": inspect.getdoc(router_module) or ""}
+
+
+def _description(services: Services) -> str:
+    notes = services.get(Health).notes
+    lines = [f"* {name}: {note}" for name, note in notes.items()]
+    return "\n".join([DESCRIPTION, "This server:\n", *lines]) if lines else DESCRIPTION
+
+
+def _polish(made: dict[str, Any], services: Services) -> None:
+    components = made.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for default in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(default, None)
+    schemas.update(_problem_schemas())
+    scheme = components.get("securitySchemes", {}).get(BEARER_SCHEME)
+    if scheme is not None and Authenticator in services:
+        url = services.get(Authenticator).token_url
+        scheme["flows"]["password"]["tokenUrl"] = url
+    for operation in _operations(made):
+        _describe_problems(operation)
+
+
+@cache
+def _problem_schemas() -> dict[str, Any]:
+    schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts: dict[str, Any] = schema.pop("$defs")
+    return parts | {"Problem": schema}
+
+
+def _operations(made: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    methods = {"get", "put", "post", "delete", "patch"}
+    for path in made["paths"].values():
+        yield from (path[method] for method in path.keys() & methods)
+
+
+def _describe_problems(operation: dict[str, Any]) -> None:
+    """Add the problems that no router has to list: they follow from the operation."""
+    responses = operation["responses"]
+    default = responses.get("422", {}).get("content", {})
+    if "HTTPValidationError" in str(default.get("application/json")):
+        del responses["422"]
+    for status, problems in problem_responses(*_implied(operation)).items():
+        described = responses.setdefault(str(status), problems)
+        if described is not problems:
+            _merge(described, problems)
+
+
+def _implied(operation: dict[str, Any]) -> Iterator[type[DomainError]]:
+    yield from (BadHost, errors.HeadersTooLarge, errors.Internal)
+    if "requestBody" in operation:
+        yield from (MalformedBody, errors.TooSlow, BodyTooLarge)
+        yield errors.UnsupportedMedia
+    if "requestBody" in operation or "parameters" in operation:
+        yield errors.Invalid
+    if "security" in operation:
+        yield from (TokenMissing, InvalidToken, DatabaseUnavailable, Busy)
+
+
+def _merge(described: dict[str, Any], more: dict[str, Any]) -> None:
+    described["description"] += f"; {more['description']}"
+    for media_type, content in more["content"].items():
+        own = described.setdefault("content", {}).setdefault(media_type, content)
+        own["examples"] = content["examples"] | own["examples"]

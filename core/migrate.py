@@ -1,0 +1,280 @@
+"""Migrations: one linear Alembic history and one version table per module.
+
+A shared history with branches was tried: a disabled module broke `upgrade`, and going
+back for one module took the others' tables along.
+"""
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from core.db import Database
+from core.errors import StartRefused
+from core.module import ROOT, Module, known_modules
+
+_LOCK_KEY = 0x766F70726F73  # "vopros" in ASCII
+_LOCK_SECONDS = 60.0
+_FOLDER = ROOT / "migrations"
+
+
+@dataclass(frozen=True)
+class History:
+    """Where one module's tables are, and where they should be."""
+
+    module: Module
+    current: str | None
+    head: str | None
+
+    @property
+    def is_behind(self) -> bool:
+        return self.current != self.head
+
+
+def version_table(module: Module) -> str:
+    """The table that holds the module's one revision."""
+    return f"alembic_version_{module.name}"
+
+
+def owner(table: str, names: Iterable[str]) -> str | None:
+    """The module a table belongs to: the longest name that it is or begins with."""
+    owners = [name for name in names if f"{table}_".startswith(f"{name}_")]
+    return max(owners, key=len, default=None)
+
+
+def alembic_config(
+    module: Module,
+    modules: Iterable[Module],
+    connection: Connection | None = None,
+) -> Config:
+    """The Alembic environment of one module, as `migrations/env.py` reads it."""
+    config = Config()
+    # Alembic interpolates `%` in its options.
+    config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
+    folder = str(module.migrations_folder).replace("%", "%%")
+    config.set_main_option("version_locations", folder)
+    config.set_main_option("path_separator", "os")
+    config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
+    names = [known.name for known in known_modules(modules)]
+    config.attributes.update(
+        connection=connection,
+        version_table=version_table(module),
+        owns=lambda table: owner(table, names) == module.name,
+    )
+    return config
+
+
+def load_models(modules: Iterable[Module]) -> None:
+    """Import the tables of every module, so that the metadata knows them."""
+    for module in modules:
+        if module.models is not None:
+            importlib.import_module(module.models)
+
+
+async def upgrade(database: Database, modules: Sequence[Module]) -> list[str]:
+    """Bring every module to its newest revision; return the names of those moved.
+
+    Raises StartRefused when the database is newer than the code, or when another
+    process holds the lock for longer than a minute.
+    """
+    moved = []
+    async with _locked(database) as connection:
+        for history in await _histories(connection, modules):
+            _refuse_newer(history)
+            if history.is_behind:
+                await _run(
+                    connection,
+                    database,
+                    modules,
+                    history.module,
+                    command.upgrade,
+                    "head",
+                )
+                moved.append(history.module.name)
+    return moved
+
+
+async def downgrade(
+    database: Database, modules: Sequence[Module], name: str, revision: str = "base"
+) -> None:
+    """Take one module back. Raises StartRefused while one that needs it is applied."""
+    module = next((known for known in modules if known.name == name), None)
+    if module is None or not module.has_tables:
+        raise StartRefused(f"there is no module {name!r} with tables")
+    async with _locked(database) as connection:
+        for history in await _histories(connection, modules):
+            if name in history.module.requires and history.current is not None:
+                needing = history.module.name
+                raise StartRefused(f"{needing!r} requires {name!r} and is applied")
+        await _run(connection, database, modules, module, command.downgrade, revision)
+
+
+async def histories(database: Database, modules: Sequence[Module]) -> list[History]:
+    """Where each module with tables is; changes nothing."""
+    async with database.reading() as session:
+        return await _histories(await session.connection(), modules)
+
+
+async def refuse_newer(database: Database, modules: Sequence[Module]) -> bool:
+    """Whether any module is behind. Raises StartRefused for a newer database."""
+    found = await histories(database, modules)
+    for history in found:
+        _refuse_newer(history)
+    return any(history.is_behind for history in found)
+
+
+async def write_revision(
+    database: Database, modules: Sequence[Module], name: str, message: str
+) -> str:
+    """Write the next migration of a module from its models; return the file's path."""
+    module = next((known for known in modules if known.name == name), None)
+    if module is None or not module.has_tables:
+        raise StartRefused(f"there is no module {name!r} with tables")
+    load_models(modules)
+    async with _locked(database) as connection:
+
+        def write(sync: Connection) -> str:
+            config = alembic_config(module, modules, sync)
+            script = ScriptDirectory.from_config(config)
+            number = sum(1 for _ in script.walk_revisions()) + 1
+            written = command.revision(
+                config,
+                message,
+                autogenerate=True,
+                rev_id=f"{number:04d}",
+                version_path=str(module.migrations_folder),
+            )
+            assert written is not None and not isinstance(written, list)
+            return written.path
+
+        return await connection.run_sync(write)
+
+
+def differences(
+    connection: Connection, module: Module, modules: Sequence[Module]
+) -> list[Any]:
+    """What autogenerate would still write for a module: nothing without drift."""
+    load_models(modules)
+    found: list[Any] = []
+
+    def collect(context: Any, revision: Any, directives: Any) -> None:
+        found.extend(directives[0].upgrade_ops.as_diffs())
+        directives[:] = []
+
+    config = alembic_config(module, modules, connection)
+    config.attributes["process_revision_directives"] = collect
+    command.revision(config, "drift", autogenerate=True)
+    return found
+
+
+def _refuse_newer(history: History) -> None:
+    if history.current is None or history.current in _revisions(history.module):
+        return
+    raise StartRefused(
+        f"the database is newer than this program: {history.module.name!r} is at "
+        f"revision {history.current}, which this version does not know"
+    )
+
+
+def _script(module: Module) -> ScriptDirectory:
+    return ScriptDirectory.from_config(alembic_config(module, ()))
+
+
+def _revisions(module: Module) -> Iterator[str]:
+    return (found.revision for found in _script(module).walk_revisions())
+
+
+async def _histories(
+    connection: AsyncConnection, modules: Sequence[Module]
+) -> list[History]:
+    with_tables = [module for module in modules if module.has_tables]
+
+    def read(sync: Connection) -> list[History]:
+        existing = set(inspect(sync).get_table_names())
+        return [
+            History(module, _current(sync, module, existing), _head(module))
+            for module in with_tables
+        ]
+
+    return await connection.run_sync(read)
+
+
+def _current(connection: Connection, module: Module, existing: set[str]) -> str | None:
+    if version_table(module) not in existing:
+        return None
+    options = {"version_table": version_table(module)}
+    return MigrationContext.configure(connection, opts=options).get_current_revision()
+
+
+def _head(module: Module) -> str | None:
+    return _script(module).get_current_head()
+
+
+async def _run(
+    connection: AsyncConnection,
+    database: Database,
+    modules: Sequence[Module],
+    module: Module,
+    step: Callable[[Config, str], None],
+    revision: str,
+) -> None:
+    """One module's step, whole or not at all."""
+
+    def run(sync: Connection) -> None:
+        try:
+            step(alembic_config(module, modules, sync), revision)
+        except CommandError as exc:
+            raise StartRefused(f"{module.name}: {exc}") from exc
+        if database.dialect == "sqlite":
+            _refuse_orphans(sync, module)
+
+    try:
+        await connection.run_sync(run)
+        await connection.commit()
+    except BaseException:
+        await connection.rollback()
+        raise
+
+
+def _refuse_orphans(connection: Connection, module: Module) -> None:
+    # Foreign keys are off while SQLite rebuilds tables, so nothing else would notice.
+    if connection.execute(text("PRAGMA foreign_key_check")).first() is not None:
+        raise StartRefused(f"{module.name}: the migration would leave orphaned rows")
+
+
+@asynccontextmanager
+async def _locked(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A connection that alone may migrate. SQLite is locked by `lock.server_lock`."""
+    async with database.migrating() as connection:
+        if database.dialect == "sqlite":
+            yield connection
+            return
+        await _take_advisory_lock(connection)
+        try:
+            yield connection
+        finally:
+            await connection.execute(text(f"SELECT pg_advisory_unlock({_LOCK_KEY})"))
+            await connection.commit()
+
+
+async def _take_advisory_lock(connection: AsyncConnection) -> None:
+    # Held by the session, not the transaction: it survives each module's commit.
+    deadline = asyncio.get_running_loop().time() + _LOCK_SECONDS
+    attempt = text(f"SELECT pg_try_advisory_lock({_LOCK_KEY})")
+    while not await connection.scalar(attempt):
+        await connection.commit()
+        if asyncio.get_running_loop().time() > deadline:
+            seconds = int(_LOCK_SECONDS)
+            raise StartRefused(f"another migration did not finish in {seconds} s")
+        await asyncio.sleep(0.2)
+    await connection.commit()

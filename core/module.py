@@ -1,0 +1,145 @@
+"""The socket that every module plugs into, and how modules are found by name."""
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import StartRefused
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from core.db import Database
+    from core.services import Services
+    from core.settings import Finding, Settings
+
+MODULE_GROUP = "vopros.modules"
+_IN_TREE = "modules"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class ModuleContext:
+    """What a module is given while it is open."""
+
+    settings: "Settings"
+    database: "Database"
+    services: "Services"
+    clock: Callable[[], datetime]
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module as data. Dotted names are imported when needed: `--help` stays fast."""
+
+    name: str
+    """Also the name of its tables' prefix and its folder of migrations."""
+    requires: tuple[str, ...] = ()
+    """Modules that open before this one and come along when it is enabled."""
+    router: str | None = None
+    """Dotted name of a module with an APIRouter called `router`."""
+    commands: str | None = None
+    """Dotted name of a module with a Typer app called `commands`."""
+    models: str | None = None
+    """Dotted name of the module that declares its tables."""
+    sections: "Mapping[str, type[BaseModel]]" = field(default_factory=dict)
+    """The tables of the configuration file that this module reads."""
+    check: "Callable[[Settings], Iterable[Finding]] | None" = None
+    """What its sections cannot say alone; a finding refuses the start."""
+    migrations: Path | None = None
+    """Its migrations, when not in `migrations/<name>`."""
+    lifespan: Callable[[ModuleContext], AbstractAsyncContextManager[None]] | None = None
+
+    @property
+    def migrations_folder(self) -> Path:
+        return self.migrations or ROOT / "migrations" / self.name
+
+    @property
+    def has_tables(self) -> bool:
+        return self.models is not None
+
+
+def load_modules(names: Iterable[str]) -> tuple[Module, ...]:
+    """Load the named modules and all that they require, in the order of opening.
+
+    Raises StartRefused, naming what is missing, broken or circular.
+    """
+    loaded: dict[str, Module] = {}
+
+    def visit(name: str, wanted_by: tuple[str, ...]) -> None:
+        if name in wanted_by:
+            circle = " -> ".join((*wanted_by, name))
+            raise StartRefused(f"modules require each other in a circle: {circle}")
+        if name in loaded:
+            return
+        module = load_module(name, wanted_by[-1] if wanted_by else None)
+        for required in module.requires:
+            visit(required, (*wanted_by, name))
+        loaded[name] = module
+
+    for name in names:
+        visit(name, ())
+    return tuple(loaded.values())
+
+
+def load_module(name: str, wanted_by: str | None = None) -> Module:
+    """Load one module: a folder of `modules/`, or else an installed entry point."""
+    if name in in_tree_names():
+        module = importlib.import_module(f"{_IN_TREE}.{name}.module").MODULE
+        origin = f"modules/{name}"
+    else:
+        entry = _entry_point(name, wanted_by)
+        module, origin = load_entry_point(entry), describe_origin(entry)
+    if not isinstance(module, Module) or module.name != name:
+        raise StartRefused(f"{origin} does not provide a module called {name!r}")
+    return module
+
+
+def in_tree_names() -> tuple[str, ...]:
+    """The names of the folders under `modules/`."""
+    package = importlib.import_module(_IN_TREE)
+    return tuple(found.name for found in pkgutil.iter_modules(package.__path__))
+
+
+def _entry_point(name: str, wanted_by: str | None) -> EntryPoint:
+    found = list(entry_points(group=MODULE_GROUP, name=name))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        origins = ", ".join(describe_origin(entry) for entry in found)
+        raise StartRefused(f"more than one package provides module {name!r}: {origins}")
+    reason = f", which {wanted_by!r} requires" if wanted_by else ""
+    raise StartRefused(f"there is no module {name!r}{reason}")
+
+
+def load_entry_point(entry: EntryPoint) -> Any:
+    """Load third-party code; whatever it raises is told with its distribution."""
+    try:
+        return entry.load()
+    except Exception as exc:
+        origin = describe_origin(entry)
+        raise StartRefused(f"{origin} cannot be loaded: {type(exc).__name__}") from exc
+
+
+def describe_origin(entry: EntryPoint) -> str:
+    """Name an entry point with the distribution that brings it and its version."""
+    brought_by = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "?"
+    return f"plugin {entry.name!r} of {brought_by}"
+
+
+def known_modules(enabled: Iterable[Module]) -> Iterator[Module]:
+    """The enabled modules and, after them, those in the tree that are not."""
+    names = set()
+    for module in enabled:
+        names.add(module.name)
+        yield module
+    for name in in_tree_names():
+        if name not in names:
+            yield load_module(name)

@@ -1,0 +1,60 @@
+"""Cursor pages: each costs the same however deep, and none shows a row twice."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Annotated, Generic, TypeVar
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+
+from core.errors import FieldError, Invalid
+
+T = TypeVar("T")
+LARGEST_PAGE = 100
+
+PageLimit = Annotated[
+    int, Query(ge=1, le=LARGEST_PAGE, description="How many items a page holds.")
+]
+CursorText = Annotated[
+    str | None,
+    Query(
+        max_length=64,
+        description="`next_cursor` of the page before; leave it out for the first.",
+    ),
+]
+
+
+class Page(BaseModel, Generic[T]):
+    """A page of a longer list, newest first."""
+
+    items: list[T]
+    next_cursor: str | None = Field(
+        description="Ask again with this as `cursor`; null on the last page."
+    )
+
+
+def encode_cursor(kind: str, last_id: int) -> str:
+    """Make the opaque text that continues after `last_id` in the list called `kind`."""
+    return base64.urlsafe_b64encode(f"{kind}:{last_id}".encode()).decode().rstrip("=")
+
+
+def decode_cursor(kind: str, cursor: str | None) -> int | None:
+    """Return the id to continue after. Invalid when this list never gave the cursor."""
+    if cursor is None:
+        return None
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        found, _, last = base64.urlsafe_b64decode(padded).decode().partition(":")
+        # Only our own spelling passes: no other alphabet, padding or leading zeros.
+        if found == kind and encode_cursor(kind, int(last)) == cursor:
+            return int(last)
+    except (binascii.Error, ValueError):
+        pass
+    message = "Must be the next_cursor of an earlier page of this list."
+    raise Invalid(FieldError(("query", "cursor"), "invalid_cursor", message))
+
+
+def cut_page(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:
+    """Split what was read with `limit + 1` into the page and whether more follows."""
+    return rows[:limit], len(rows) > limit

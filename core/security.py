@@ -1,0 +1,98 @@
+"""Who is calling: the port that a module fills, and the dependencies routes use.
+
+The kernel does not know how identity is proved. Whichever module does offers an
+`Authenticator`; every protected route asks it on every request.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+from uuid import UUID
+
+from fastapi import Depends, Request
+from fastapi.openapi.models import OAuthFlowPassword, OAuthFlows
+from fastapi.security import OAuth2
+from starlette.requests import HTTPConnection
+
+from core.errors import Forbidden, Unauthenticated
+from core.services import Services
+
+ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The caller, as the database knows them at this very request."""
+
+    user_id: int
+    username: str
+    role: str
+    session_id: UUID
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role == ADMIN
+
+
+class TokenMissing(Unauthenticated):
+    """An access token is needed."""
+
+
+class InvalidToken(Unauthenticated):
+    """The access token is not valid, or no longer."""
+
+
+class AdminsOnly(Forbidden):
+    """This is for administrators."""
+
+
+class Authenticator(Protocol):
+    """Turns an access token into a caller."""
+
+    token_url: str
+    """Where people get a token by user name and password (RFC 6749, 4.3)."""
+
+    async def authenticate(self, token: str) -> Principal:
+        """Raises InvalidToken, or Unavailable when it cannot be checked now."""
+
+
+class _Bearer(OAuth2):
+    """RFC 6750 bearer tokens; the document's token URL is filled in by `docs.py`."""
+
+    async def __call__(self, request: HTTPConnection) -> str:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if not scheme:
+            raise TokenMissing
+        if scheme.lower() != "bearer" or not token.strip():
+            raise InvalidToken
+        return token.strip()
+
+
+BEARER_SCHEME = "Account"
+_bearer = _Bearer(
+    flows=OAuthFlows(password=OAuthFlowPassword(tokenUrl="")),
+    scheme_name=BEARER_SCHEME,
+    description="Your user name and password; the client fields stay empty.",
+)
+
+
+async def current_user(
+    request: Request, token: Annotated[str, Depends(_bearer)]
+) -> Principal:
+    """The caller of this request."""
+    services: Services = request.app.state.services
+    principal = await services.get(Authenticator).authenticate(token)
+    request.state.user_id = principal.user_id
+    return principal
+
+
+async def current_admin(
+    principal: Annotated[Principal, Depends(current_user)],
+) -> Principal:
+    """The caller of this request, who is an administrator."""
+    if not principal.is_admin:
+        raise AdminsOnly
+    return principal
+
+
+CurrentUser = Annotated[Principal, Depends(current_user)]
+CurrentAdmin = Annotated[Principal, Depends(current_admin)]

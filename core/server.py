@@ -1,0 +1,77 @@
+"""Serving: uvicorn around an application opened before it and closed after it."""
+
+import gc
+import logging
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from core.app import create_app
+from core.health import Health
+from core.logs import configure_logging
+from core.settings import LogSettings, ServerSettings, Settings
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """Announces itself once it listens, and stops being ready once told to end."""
+
+    def __init__(self, config: uvicorn.Config, health: Health) -> None:
+        super().__init__(config)
+        self._health = health
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+    def _announce(self) -> None:
+        for name, note in self._health.notes.items():
+            log.info(f"{name}: {note}")
+        listening = self.servers[0].sockets[0].getsockname()
+        host = f"[{listening[0]}]" if ":" in listening[0] else listening[0]
+        root = f"http://{host}:{listening[1]}{self.config.root_path}"
+        log.info(f"Swagger: {root}/docs")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._health.draining = True
+        super().handle_exit(sig, frame)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until a signal ends it. Raises StartRefused."""
+    configure_logging(settings.section(LogSettings))
+    app = create_app(settings)
+    # Not uvicorn's lifespan: a refused start is one line there, not a traceback.
+    async with app.router.lifespan_context(app):
+        # What lives as long as the process need not be looked at by the collector.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        server = Server(uvicorn_config(app, settings), app.state.services.get(Health))
+        await server.serve()
+    if not server.started:
+        sys.exit(1)
+
+
+def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the application; its lifespan is opened by the caller."""
+    server = settings.section(ServerSettings)
+    return uvicorn.Config(
+        app,
+        host=server.host,
+        port=server.port,
+        lifespan="off",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(server.trusted_proxies),
+        forwarded_allow_ips=list(server.trusted_proxies),
+        timeout_graceful_shutdown=server.shutdown_seconds,
+    )

@@ -1,0 +1,1 @@
+"""Independent units of the product; each shows the others its `public.py` only."""

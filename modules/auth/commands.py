@@ -1,0 +1,110 @@
+"""`vopros accounts`: what only an operator may do; works beside a running server."""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from core.cli import refusals, run
+from core.errors import StartRefused
+
+if TYPE_CHECKING:
+    from modules.auth.service import Auth
+
+commands = typer.Typer(
+    name="accounts", help="Make administrators.", no_args_is_help=True
+)
+
+
+@commands.command("create-admin")
+def create_admin(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The user name.")],
+    password_file: Annotated[
+        Path | None,
+        typer.Option(help="A file with the password; else a prompt or stdin."),
+    ] = None,
+) -> None:
+    """Make an administrator's account."""
+    settings = context.obj.settings()
+    with refusals():
+        username = _checked_username(name)
+        password = _read_password(password_file)
+
+    async def create() -> int:
+        from modules.users.public import Role
+
+        async with _opened(settings) as auth:
+            return (await auth.register(username, password, Role.ADMIN)).id
+
+    typer.echo(f"created administrator {username} with id {run(create)}")
+
+
+@commands.command("set-role")
+def set_role(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The user name.")],
+    role: Annotated[str, typer.Argument(help="user or admin")],
+) -> None:
+    """Make somebody an administrator, or an ordinary user again."""
+    settings = context.obj.settings()
+
+    async def change() -> str:
+        from modules.users.public import Role
+
+        if role not in list(Role):
+            raise StartRefused(f"the role must be one of {', '.join(Role)}")
+        async with _opened(settings) as auth:
+            return (await auth.set_role(name, Role(role))).username
+
+    typer.echo(f"{run(change)} is now {role}")
+
+
+def _checked_username(name: str) -> str:
+    from pydantic import TypeAdapter, ValidationError
+
+    from modules.users.public import OperatorsUsername
+
+    try:
+        checked: str = TypeAdapter(OperatorsUsername).validate_python(name)
+    except ValidationError as exc:
+        raise StartRefused(f"user name: {exc.errors()[0]['msg']}") from None
+    return checked
+
+
+def _read_password(file: Path | None) -> str:
+    """From a file, a prompt or standard input; never from the command line."""
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise StartRefused(f"{file}: the password cannot be read") from exc
+    if sys.stdin.isatty():
+        prompted: str = typer.prompt(
+            "Password", hide_input=True, confirmation_prompt=True
+        )
+        return prompted
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+@asynccontextmanager
+async def _opened(settings: Any) -> AsyncIterator["Auth"]:
+    """Auth and what it requires, on the database of a server that may be running."""
+    from core.app import new_context, opened
+    from core.errors import Invalid
+    from core.migrate import refuse_newer
+    from core.module import load_modules
+    from modules.auth.service import Auth
+
+    context = new_context(settings)
+    modules = load_modules(["auth"])
+    async with opened(context, modules):
+        if await refuse_newer(context.database, modules):
+            raise StartRefused("the database is not migrated: run `vopros migrate`")
+        try:
+            yield context.services.get(Auth)
+        except Invalid as exc:
+            raise StartRefused(exc.errors[0].message) from exc

@@ -1,0 +1,44 @@
+"""The tables of auth."""
+
+import uuid
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from core.db import Base, BigId, UtcDateTime, db_now
+
+# By name: the table belongs to another module, whose models are not ours to import.
+_USER = "users.id"
+
+
+class CredentialRow(Base):
+    """How somebody proves who they are."""
+
+    __tablename__ = "auth_credentials"
+    __table_args__ = (
+        CheckConstraint("length(password_hash) <= 255", name="hash_length"),
+    )
+
+    user_id: Mapped[int] = mapped_column(
+        BigId,
+        ForeignKey(_USER, ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    )
+    password_hash: Mapped[str] = mapped_column(String(255))
+    changed_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=db_now())
+
+
+class SessionRow(Base):
+    """One login, for as long as it lasts."""
+
+    __tablename__ = "auth_sessions"
+    __table_args__ = (Index(None, "user_id"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(BigId, ForeignKey(_USER, ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=db_now())
+    last_used_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=db_now())
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -1,0 +1,104 @@
+"""Statements about credentials and sessions; each returns rows or None."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import insert, literal, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from core.db import BigId, UtcDateTime, db_now
+from modules.auth.models import CredentialRow, SessionRow
+from modules.users.public import ACCOUNTS
+
+
+async def add_credential(
+    session: AsyncSession, user_id: int, password_hash: str
+) -> None:
+    await session.execute(
+        insert(CredentialRow).values(user_id=user_id, password_hash=password_hash)
+    )
+
+
+async def password_hash(session: AsyncSession, user_id: int) -> str | None:
+    statement = select(CredentialRow.password_hash)
+    found: str | None = await session.scalar(
+        statement.where(CredentialRow.user_id == user_id)
+    )
+    return found
+
+
+async def replace_password_hash(
+    session: AsyncSession, user_id: int, *, old: str, new: str
+) -> bool:
+    """Whether the old one was still in place."""
+    statement = (
+        update(CredentialRow)
+        .where(CredentialRow.user_id == user_id, CredentialRow.password_hash == old)
+        .values(password_hash=new, changed_at=db_now())
+        .returning(CredentialRow.user_id)
+    )
+    return (await session.scalar(statement)) is not None
+
+
+async def open_session(
+    session: AsyncSession,
+    session_id: UUID,
+    user_id: int,
+    *,
+    verified: str,
+    expires_at: datetime,
+) -> bool:
+    """Open a session, but only while the verified hash and the account still stand.
+
+    A password changed between the check and this statement opens nothing.
+    """
+    source = (
+        select(
+            literal(session_id),
+            ACCOUNTS.c.id,
+            literal(expires_at, UtcDateTime),
+        )
+        .join_from(ACCOUNTS, CredentialRow, CredentialRow.user_id == ACCOUNTS.c.id)
+        .where(
+            ACCOUNTS.c.id == literal(user_id, BigId),
+            ACCOUNTS.c.is_active,
+            CredentialRow.password_hash == verified,
+        )
+        # A change of this password waits for us, and then ends this session too.
+        .with_for_update(read=True, of=CredentialRow)
+    )
+    columns = ["id", "user_id", "expires_at"]
+    statement = insert(SessionRow).from_select(columns, source)
+    opened = await session.scalar(statement.returning(SessionRow.id))
+    return opened is not None
+
+
+async def find_caller(
+    session: AsyncSession, session_id: UUID, user_id: int, now: datetime
+) -> Any | None:
+    """The account of a session that still lasts."""
+    statement = (
+        select(ACCOUNTS.c.id, ACCOUNTS.c.username, ACCOUNTS.c.role)
+        .join_from(SessionRow, ACCOUNTS, ACCOUNTS.c.id == SessionRow.user_id)
+        .where(
+            SessionRow.id == session_id,
+            SessionRow.user_id == user_id,
+            SessionRow.revoked_at.is_(None),
+            SessionRow.expires_at > now,
+            ACCOUNTS.c.is_active,
+        )
+    )
+    return (await session.execute(statement)).one_or_none()
+
+
+async def revoke_others(session: AsyncSession, user_id: int, kept: UUID) -> None:
+    await session.execute(
+        update(SessionRow)
+        .where(
+            SessionRow.user_id == user_id,
+            SessionRow.id != kept,
+            SessionRow.revoked_at.is_(None),
+        )
+        .values(revoked_at=db_now())
+    )

@@ -1,0 +1,87 @@
+"""The secret that signs access tokens: given by the operator, or made once."""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.db import database_url
+from core.errors import StartRefused
+from core.settings import DatabaseSettings, Finding, Settings
+from modules.auth.settings import AuthSettings
+
+log = logging.getLogger(__name__)
+
+SHORTEST_BYTES = 32
+_FEWEST_DISTINCT = 8
+# What documentation and examples everywhere write in the place of a secret.
+_PLACEHOLDERS = (
+    "changeme changethis change-me change_me placeholder example your-secret"
+    " yoursecret your_secret secret_key secretkey secret-key insecure replace-me"
+    " replaceme t0p-s3cr3t topsecret todo xxxx"
+).split()
+
+
+def check(settings: Settings) -> Iterator[Finding]:
+    """Refuse a weak secret, and a missing one on any but the embedded server."""
+    secret = settings.section(AuthSettings).secret
+    origin = settings.raw.origin("auth", "secret")
+    if secret is None:
+        if not settings.is_embedded:
+            hint = "set VOPROS_AUTH__SECRET or VOPROS_AUTH__SECRET_FILE"
+            problem = "a signing secret is needed on this server"
+            yield Finding(settings.raw.file, "auth", "secret", problem, hint)
+    elif (weak := weakness(secret.get_secret_value())) is not None:
+        hint = "make one with `openssl rand -hex 32`"
+        yield Finding(origin, "auth", "secret", weak, hint)
+
+
+def weakness(secret: str) -> str | None:
+    """Why a secret must not be used; None for one that may be."""
+    if len(secret.encode()) < SHORTEST_BYTES:
+        return f"shorter than {SHORTEST_BYTES} bytes"
+    lowered = secret.lower()
+    if any(word in lowered for word in _PLACEHOLDERS):
+        return "this is a placeholder, not a secret"
+    if len(set(secret)) < _FEWEST_DISTINCT:
+        return "this repeats itself: it can be guessed"
+    return None
+
+
+def signing_secret(settings: Settings) -> str:
+    """The configured secret, or on the embedded server the one beside the database."""
+    configured = settings.section(AuthSettings).secret
+    if configured is not None:
+        return configured.get_secret_value()
+    url = database_url(settings.section(DatabaseSettings))
+    path = Path(url.database or "").resolve().with_name("signing.secret")
+    try:
+        secret = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return _make(path)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise StartRefused(f"{path}: the signing secret cannot be read") from exc
+    if problem := weakness(secret):
+        raise StartRefused(f"{path}: {problem}")
+    return secret
+
+
+def _make(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    secret = secrets.token_hex(SHORTEST_BYTES)
+    # Written whole under another name first: a crash leaves no half of a secret.
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(f"{secret}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return path.read_text(encoding="ascii").strip()
+    finally:
+        draft.unlink()
+    log.info("auth.secret_made", extra={"path": str(path)})
+    return secret

@@ -1,0 +1,170 @@
+"""Signing up, signing in, and knowing who calls."""
+
+import logging
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from core.db import Database
+from core.errors import (
+    Conflict,
+    FieldError,
+    Forbidden,
+    Invalid,
+    Malformed,
+    Unauthenticated,
+)
+from core.security import InvalidToken, Principal
+from modules.auth import repository
+from modules.auth.passwords import Passwords
+from modules.auth.tokens import AccessTokens
+from modules.users.public import NewUser, Role, User, UserNotFound, Users
+
+log = logging.getLogger(__name__)
+
+
+class InvalidGrant(Unauthenticated):
+    """The user name or the password is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(error="invalid_grant")
+
+
+class UnsupportedGrantType(Malformed):
+    """The grant type must be `password`."""
+
+    def __init__(self) -> None:
+        super().__init__(error="unsupported_grant_type")
+
+
+class WrongPassword(Forbidden):
+    """The current password is wrong."""
+
+
+class PasswordChanged(Conflict):
+    """The password was changed by somebody else at this moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a successful login gives."""
+
+    access_token: str
+    lifetime: timedelta
+
+
+class Auth:
+    """Accounts with passwords, and the sessions they open."""
+
+    token_url = "/auth/token"
+
+    def __init__(
+        self,
+        db: Database,
+        users: Users,
+        passwords: Passwords,
+        tokens: AccessTokens,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._db = db
+        self._users = users
+        self._passwords = passwords
+        self._tokens = tokens
+        self._clock = clock
+
+    async def register(
+        self, username: str, password: str, role: Role = Role.USER
+    ) -> User:
+        """Make an account. Raises Invalid for the password, UsernameTaken, Busy."""
+        self._passwords.check(password, username)
+        password_hash = await self._passwords.hash(password)
+        async with self._db.transaction() as session:
+            user = await self._users.add(session, NewUser(username, role))
+            await repository.add_credential(session, user.id, password_hash)
+        log.info("auth.registered", extra={"user_id": user.id, "role": role.value})
+        return user
+
+    async def log_in(self, username: str, password: str) -> Grant:
+        """Open a session.
+
+        Raises InvalidGrant, after the same work, for an unknown name, a wrong password
+        and an account that is not active.
+        """
+        async with self._db.reading() as session:
+            user_id, password_hash = await self._credential(session, username)
+        if not await self._passwords.verify(password, password_hash):
+            log.info("auth.refused", extra={"user_id": user_id})
+            raise InvalidGrant
+        assert user_id is not None and password_hash is not None
+        session_id, now = uuid.uuid4(), self._clock()
+        async with self._db.transaction() as session:
+            opened = await repository.open_session(
+                session,
+                session_id,
+                user_id,
+                verified=password_hash,
+                expires_at=now + self._tokens.lifetime,
+            )
+        if not opened:
+            raise InvalidGrant
+        log.info("auth.logged_in", extra={"user_id": user_id})
+        token = self._tokens.issue(user_id, session_id, now)
+        return Grant(token, self._tokens.lifetime)
+
+    async def _credential(
+        self, session: AsyncSession, username: str
+    ) -> tuple[int | None, str | None]:
+        user = await self._users.find_by_username(session, username)
+        if user is None:
+            return None, None
+        return user.id, await repository.password_hash(session, user.id)
+
+    async def change_password(self, who: Principal, current: str, new: str) -> None:
+        """Replace the password; every other session ends with it.
+
+        Raises WrongPassword, Invalid for the new one, PasswordChanged.
+        """
+        async with self._db.reading() as session:
+            old = await repository.password_hash(session, who.user_id)
+        if old is None or not await self._passwords.verify(current, old):
+            raise WrongPassword
+        self._passwords.check(new, who.username, field="new_password")
+        if await self._passwords.verify(new, old):
+            where = ("body", "new_password")
+            message = "Must differ from the current password."
+            raise Invalid(FieldError(where, "same_password", message))
+        made = await self._passwords.hash(new)
+        async with self._db.transaction() as session:
+            if not await repository.replace_password_hash(
+                session, who.user_id, old=old, new=made
+            ):
+                raise PasswordChanged
+            await repository.revoke_others(session, who.user_id, who.session_id)
+        log.info("auth.password_changed", extra={"user_id": who.user_id})
+
+    async def authenticate(self, token: str) -> Principal:
+        """Who calls with this token, by the database as it is now.
+
+        Raises InvalidToken; DatabaseUnavailable when nobody can know.
+        """
+        claims = self._tokens.read(token)
+        async with self._db.reading() as session:
+            row = await repository.find_caller(
+                session, claims.session_id, claims.user_id, self._clock()
+            )
+        if row is None:
+            raise InvalidToken
+        return Principal(row.id, row.username, row.role, claims.session_id)
+
+    async def set_role(self, username: str, role: Role) -> User:
+        """For operators only. Raises UserNotFound, LastAdmin."""
+        async with self._db.transaction() as session:
+            user = await self._users.find_by_username(session, username)
+            if user is None:
+                raise UserNotFound
+            user = await self._users.set_role(session, user.id, role)
+        log.info("auth.role_set", extra={"user_id": user.id, "role": role.value})
+        return user

@@ -1,0 +1,95 @@
+"""Access tokens: JWT by the profile of RFC 9068, signed with HS256 and nothing else."""
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import jwt
+
+from core.security import InvalidToken
+from core.text import LARGEST_ID
+from modules.auth.settings import AuthSettings
+
+TYPE = "at+jwt"
+ALGORITHM = "HS256"
+LONGEST_TOKEN = 4096
+_REQUIRED = ["iss", "aud", "sub", "sid", "jti", "iat", "exp"]
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
+_DECIMAL = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
+_HEADER = {"alg", "kid", "typ"}
+
+
+@dataclass(frozen=True, slots=True)
+class AccessClaims:
+    """What an access token says: who, and in which session. Never the role."""
+
+    user_id: int
+    session_id: UUID
+
+
+class AccessTokens:
+    """Issues and reads access tokens with one secret."""
+
+    def __init__(self, settings: AuthSettings, secret: str) -> None:
+        self._settings = settings
+        self._secret = secret.encode()
+        # Tells keys apart and reveals nothing of them.
+        digest = hmac.new(self._secret, b"kid", hashlib.sha256).hexdigest()
+        self._kid = digest[:16]
+
+    @property
+    def lifetime(self) -> timedelta:
+        return timedelta(seconds=self._settings.access_token_seconds)
+
+    def issue(self, user_id: int, session_id: UUID, now: datetime) -> str:
+        """A token for this session, valid from `now` for `lifetime`."""
+        issued_at = int(now.timestamp())
+        claims = {
+            "iss": self._settings.issuer,
+            "aud": self._settings.audience,
+            "sub": str(user_id),
+            "sid": str(session_id),
+            "jti": secrets.token_urlsafe(12),
+            "iat": issued_at,
+            "exp": issued_at + self._settings.access_token_seconds,
+        }
+        headers = {"typ": TYPE, "kid": self._kid}
+        return jwt.encode(claims, self._secret, ALGORITHM, headers=headers)
+
+    def read(self, token: str) -> AccessClaims:
+        """Check everything a token says. Raises InvalidToken, without a reason."""
+        if len(token) > LONGEST_TOKEN or not _COMPACT.fullmatch(token):
+            raise InvalidToken
+        try:
+            header = jwt.get_unverified_header(token)
+            if header.get("typ") != TYPE or header.get("kid") != self._kid:
+                raise InvalidToken
+            if set(header) != _HEADER:
+                raise InvalidToken
+            claims = jwt.decode(
+                token,
+                self._secret,
+                algorithms=[ALGORITHM],
+                issuer=self._settings.issuer,
+                audience=self._settings.audience,
+                leeway=self._settings.clock_leeway_seconds,
+                options={"require": _REQUIRED, "strict_aud": True},
+            )
+            return self._claims(claims)
+        except (jwt.PyJWTError, ArithmeticError, ValueError, TypeError, RecursionError):
+            raise InvalidToken from None
+
+    def _claims(self, claims: dict[str, object]) -> AccessClaims:
+        expires, issued = claims["exp"], claims["iat"]
+        if not isinstance(expires, int) or not isinstance(issued, int):
+            raise InvalidToken
+        if expires - issued > self._settings.access_token_seconds:
+            raise InvalidToken
+        subject = str(claims["sub"])
+        if not _DECIMAL.fullmatch(subject) or int(subject) > LARGEST_ID:
+            raise InvalidToken
+        return AccessClaims(int(subject), UUID(str(claims["sid"])))

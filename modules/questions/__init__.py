@@ -1,0 +1,1 @@
+"""The product: ask, get an answer, read the last three."""

@@ -1,0 +1,64 @@
+"""What the routes of questions take and give."""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from core.text import SafeText
+from modules.questions.models import Status
+
+
+class AskQuestion(BaseModel):
+    """A question."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    content: SafeText = Field(
+        description=(
+            "What you want to know. Not blank; by default at most 4,000 characters"
+            " and 16,000 bytes of UTF-8."
+        ),
+        examples=["What is the capital of France?"],
+    )
+
+
+class UsageRead(BaseModel):
+    """Tokens by the provider's own count; null is what it did not say."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    prompt_tokens: int | None = Field(examples=[14])
+    completion_tokens: int | None = Field(examples=[8])
+
+
+class QuestionRead(BaseModel):
+    """A question and what became of it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int = Field(examples=[42])
+    user_id: int = Field(examples=[7])
+    content: str = Field(examples=["What is the capital of France?"])
+    status: Status = Field(examples=[Status.ANSWERED])
+    answer: str | None = Field(examples=["The capital of France is Paris."])
+    provider: str | None = Field(
+        description="The configured name of who answered.", examples=["main"]
+    )
+    model: str | None = Field(examples=["gpt-4o-mini"])
+    usage: UsageRead | None
+    finish_reason: str | None = Field(
+        description="`length` and `filtered` mean that the answer is cut.",
+        examples=["stop"],
+    )
+    error_code: str | None = Field(
+        description="Why there is no answer: the `code` of the problem that was sent.",
+        examples=[None],
+    )
+    asked_at: datetime = Field(examples=["2026-11-23T09:30:00.120000Z"])
+    answered_at: datetime | None = Field(examples=["2026-11-23T09:30:01.480000Z"])
+
+
+class QuestionListed(QuestionRead):
+    """A question as an administrator sees it in a list."""
+
+    username: str = Field(examples=["ada"])

@@ -1,0 +1,234 @@
+"""A question's way: stored, asked with no connection held, settled once."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from core.db import Database
+from core.errors import DomainError, FieldError, Gone, Invalid, NotFound, Unavailable
+from core.pages import cut_page, decode_cursor, encode_cursor
+from core.security import InvalidToken
+from core.text import is_blank
+from modules.questions import repository
+from modules.questions.models import Status
+from modules.questions.settings import QuestionSettings
+from providers.public import Answer, Chat, ProviderError
+
+log = logging.getLogger(__name__)
+
+_CURSOR = "questions"
+Wait = Callable[[Coroutine[Any, Any, Answer]], Awaitable[Answer]]
+"""Awaits a call for as long as somebody waits for its answer."""
+
+
+class QuestionNotFound(NotFound):
+    """There is no such question among yours."""
+
+
+class QuestionWithdrawn(Gone):
+    """The account was deleted while the question was being answered."""
+
+
+class ServerShutdown(Unavailable):
+    """The server is shutting down."""
+
+
+class NotStored(Unavailable):
+    """The answer came, but could not be stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens, by the provider's own count."""
+
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question as it is stored."""
+
+    id: int
+    user_id: int
+    content: str
+    status: Status
+    answer: str | None
+    provider: str | None
+    model: str | None
+    usage: Usage | None
+    finish_reason: str | None
+    error_code: str | None
+    asked_at: datetime
+    answered_at: datetime | None
+    username: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What an administrator's list is narrowed to; None does not narrow."""
+
+    user_id: int | None = None
+    status: Status | None = None
+    asked_from: datetime | None = None
+    asked_before: datetime | None = None
+
+
+class Questions:
+    """Everything that people do with questions."""
+
+    def __init__(self, db: Database, chat: Chat, settings: QuestionSettings) -> None:
+        self._db = db
+        self._chat = chat
+        self._settings = settings
+        self._settling: set[asyncio.Task[Question | None]] = set()
+
+    async def ask(self, user_id: int, content: str, wait: Wait) -> Question:
+        """Store a question, get it answered, and store the answer.
+
+        Raises Invalid for the content, a ProviderError that names the `question_id`
+        when no answer came, and QuestionWithdrawn when the account went meanwhile.
+        """
+        self._check(content)
+        async with self._db.transaction() as session:
+            row = await repository.add(session, user_id, content, uuid.uuid4().hex)
+        if row is None:
+            raise InvalidToken
+        # No connection is held from here until the answer is there.
+        outcome: dict[str, Any] = _interrupted("internal_error")
+        try:
+            outcome = _answered(await wait(self._chat.answer(content)))
+        except ProviderError as error:
+            outcome = _failed(error)
+            error.members["question_id"] = row.id
+            raise
+        except asyncio.CancelledError:
+            outcome = _interrupted(ServerShutdown.code)
+            raise
+        except Exception as exc:
+            outcome = _interrupted(getattr(exc, "code", "internal_error"))
+            raise
+        finally:
+            settled = await self._settle(row.id, outcome)
+        if settled is None:
+            raise QuestionWithdrawn
+        return settled
+
+    async def newest(self, user_id: int) -> list[Question]:
+        """The user's own last questions of any status, newest first."""
+        async with self._db.reading() as session:
+            size = self._settings.history_size
+            rows = await repository.newest(session, user_id, size)
+        return [_question(row) for row in rows]
+
+    async def find(self, question_id: int, *, owner: int | None) -> Question:
+        """Raises QuestionNotFound; `owner` None may see anybody's."""
+        async with self._db.reading() as session:
+            row = await repository.find(session, question_id, owner)
+        if row is None:
+            raise QuestionNotFound
+        return _question(row)
+
+    async def page(
+        self, filters: Filters, *, cursor: str | None, limit: int
+    ) -> tuple[list[Question], str | None]:
+        """Anybody's questions, newest first, and the next page's cursor if any."""
+        async with self._db.reading() as session:
+            rows = await repository.page(
+                session,
+                after=decode_cursor(_CURSOR, cursor),
+                limit=limit + 1,
+                user_id=filters.user_id,
+                status=filters.status,
+                asked_from=filters.asked_from,
+                asked_before=filters.asked_before,
+            )
+        shown, has_more = cut_page(rows, limit)
+        following = encode_cursor(_CURSOR, shown[-1].id) if has_more else None
+        return [_question(row) for row in shown], following
+
+    async def drain(self) -> None:
+        """Wait until every outcome that is known has been stored."""
+        await asyncio.gather(*self._settling, return_exceptions=True)
+
+    def _check(self, content: str) -> None:
+        limits = self._settings
+        if is_blank(content):
+            raise _invalid("blank", "Must not be blank.")
+        if len(content) > limits.longest_question_chars:
+            most = limits.longest_question_chars
+            raise _invalid("too_long", f"Must have at most {most} characters.")
+        if len(content.encode()) > limits.longest_question_bytes:
+            most = limits.longest_question_bytes
+            raise _invalid("too_long", f"Must have at most {most} bytes.")
+
+    async def _settle(
+        self, question_id: int, outcome: dict[str, Any]
+    ) -> Question | None:
+        """Store an outcome even if whoever waits for it is cancelled."""
+        task = asyncio.create_task(self._store(question_id, outcome))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return await asyncio.shield(task)
+
+    async def _store(
+        self, question_id: int, outcome: dict[str, Any]
+    ) -> Question | None:
+        try:
+            async with self._db.transaction() as session:
+                row = await repository.settle(session, question_id, outcome)
+        except DomainError as error:
+            fields = {"question_id": question_id, "code": error.code}
+            log.error("question.not_stored", extra=fields)
+            raise NotStored(question_id=question_id) from error
+        fields = {"question_id": question_id, "status": str(outcome["status"])}
+        log.info("question.settled", extra=fields)
+        return None if row is None else _question(row)
+
+
+def _invalid(code: str, message: str) -> Invalid:
+    return Invalid(FieldError(("body", "content"), code, message))
+
+
+def _answered(answer: Answer) -> dict[str, Any]:
+    return {
+        "status": Status.ANSWERED,
+        "answer": answer.text,
+        "provider": answer.provider,
+        "model": answer.model,
+        "finish_reason": answer.reason,
+        "prompt_tokens": answer.usage.prompt_tokens,
+        "completion_tokens": answer.usage.completion_tokens,
+    }
+
+
+def _failed(error: ProviderError) -> dict[str, Any]:
+    return {"status": Status.FAILED, "error_code": error.code}
+
+
+def _interrupted(code: str) -> dict[str, Any]:
+    return {"status": Status.INTERRUPTED, "error_code": code}
+
+
+def _question(row: Any) -> Question:
+    usage = Usage(row.prompt_tokens, row.completion_tokens)
+    has_usage = usage != Usage(None, None)
+    return Question(
+        id=row.id,
+        user_id=row.user_id,
+        content=row.content,
+        status=Status(row.status),
+        answer=row.answer,
+        provider=row.provider,
+        model=row.model,
+        usage=usage if has_usage else None,
+        finish_reason=row.finish_reason,
+        error_code=row.error_code,
+        asked_at=row.asked_at,
+        answered_at=row.answered_at,
+        username=getattr(row, "username", None),
+    )

@@ -1,0 +1,13 @@
+"""[questions] of the configuration file."""
+
+from pydantic import Field
+
+from core.settings import Section
+
+
+class QuestionSettings(Section):
+    """[questions] of the configuration file."""
+
+    history_size: int = Field(3, gt=0, le=100)
+    longest_question_chars: int = Field(4_000, gt=0, le=65_536)
+    longest_question_bytes: int = Field(16_000, gt=0, le=262_144)

@@ -1,0 +1,1 @@
+"""Who exists: user name, role, active or not. No passwords live here."""

@@ -1,0 +1,119 @@
+"""What other modules may know of users."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Protocol
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+from sqlalchemy import Boolean, String, column, table
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from core.db import BigId
+from core.errors import Conflict, NotFound
+from core.security import ADMIN
+
+ACCOUNTS = table(
+    "users",
+    column("id", BigId),
+    column("username", String),
+    column("role", String),
+    column("is_active", Boolean),
+)
+"""For joins of other modules; these columns are contract."""
+
+
+class Role(StrEnum):
+    """What somebody may do."""
+
+    USER = "user"
+    ADMIN = ADMIN
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Somebody who exists."""
+
+    id: int
+    username: str
+    role: Role
+    is_active: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewUser:
+    """Somebody about to exist; the user name has been checked."""
+
+    username: str
+    role: Role = Role.USER
+
+
+class UserNotFound(NotFound):
+    """There is no such user."""
+
+
+class UsernameTaken(Conflict):
+    """Somebody has this user name already, perhaps in other letter case."""
+
+
+class LastAdmin(Conflict):
+    """The last administrator cannot go."""
+
+
+class Users(Protocol):
+    """Everybody who exists. What writes takes the caller's transaction."""
+
+    async def add(self, session: AsyncSession, new: NewUser) -> User:
+        """Raises UsernameTaken."""
+
+    async def find_by_username(
+        self, session: AsyncSession, username: str
+    ) -> User | None:
+        """The user of this name in any letter case."""
+
+    async def set_role(self, session: AsyncSession, user_id: int, role: Role) -> User:
+        """Raises UserNotFound, or LastAdmin when nobody else could administer."""
+
+
+RESERVED = frozenset(
+    "admin administrator anonymous api everyone guest me moderator nobody none null"
+    " operator owner root security self service staff superuser support sysadmin"
+    " system undefined unknown user username vopros webmaster".split()
+)
+_USERNAME = re.compile(r"[A-Za-z0-9](?:[._-]?[A-Za-z0-9])*", re.ASCII)
+
+
+def username_key(username: str) -> str:
+    """The form in which user names are unique. Folded here: databases' rules differ."""
+    return username.casefold()
+
+
+def _check_shape(username: str) -> str:
+    if not _USERNAME.fullmatch(username):
+        raise PydanticCustomError(
+            "invalid_username",
+            "Use Latin letters and digits, with single . _ - between them.",
+        )
+    if username.isdigit():
+        raise PydanticCustomError(
+            "invalid_username", "Must not consist of digits only."
+        )
+    return username
+
+
+def _refuse_reserved(username: str) -> str:
+    if username_key(username) in RESERVED:
+        raise PydanticCustomError("reserved_username", "This user name is reserved.")
+    return username
+
+
+OperatorsUsername = Annotated[
+    str, Field(min_length=3, max_length=32), AfterValidator(_check_shape)
+]
+"""A user name that an operator may give; reserved ones too."""
+
+Username = Annotated[OperatorsUsername, AfterValidator(_refuse_reserved)]
+"""A user name that anybody may take: ASCII, so that no two look alike."""

@@ -1,0 +1,82 @@
+"""Your own account, and what administrators see of everybody's."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from core.pages import CursorText, Page, PageLimit
+from core.problems import problem_responses
+from core.security import AdminsOnly, CurrentAdmin, CurrentUser
+from core.services import service
+from core.text import Id, SafeText
+from modules.users.public import LastAdmin, Role, UsernameTaken, UserNotFound
+from modules.users.schemas import ChangeMe, UserListed, UserRead
+from modules.users.service import StoredUsers
+
+router = APIRouter(prefix="/users", tags=["users"])
+Everybody = Annotated[StoredUsers, Depends(service(StoredUsers))]
+
+
+@router.get("/me", summary="See your account")
+async def read_me(who: CurrentUser, users: Everybody) -> UserRead:
+    """Your account as it is now; a password is never part of it."""
+    return UserRead.model_validate(await users.get(who.user_id))
+
+
+@router.patch(
+    "/me",
+    summary="Change your user name",
+    responses=problem_responses(UsernameTaken),
+)
+async def change_me(body: ChangeMe, who: CurrentUser, users: Everybody) -> UserRead:
+    """Change your user name; leave it out and nothing changes.
+
+    Access tokens stay valid: they know you by number, not by name.
+    """
+    if body.username is None:
+        return UserRead.model_validate(await users.get(who.user_id))
+    return UserRead.model_validate(await users.rename(who.user_id, body.username))
+
+
+@router.delete(
+    "/me",
+    status_code=204,
+    summary="Delete your account",
+    responses=problem_responses(LastAdmin),
+)
+async def delete_me(who: CurrentUser, users: Everybody) -> None:
+    """Erase your account, your questions and your sessions, at once and for good.
+
+    The access token is refused from then on. The last administrator cannot leave.
+    """
+    await users.delete(who.user_id)
+
+
+@router.get("", summary="List users", responses=problem_responses(AdminsOnly))
+async def list_users(
+    who: CurrentAdmin,
+    users: Everybody,
+    limit: PageLimit = 50,
+    cursor: CursorText = None,
+    name: Annotated[
+        SafeText | None,
+        Query(max_length=32, description="How the user name begins, in any case."),
+    ] = None,
+    role: Annotated[Role | None, Query(description="Only users of this role.")] = None,
+) -> Page[UserListed]:
+    """Everybody, newest first. For administrators."""
+    found, following = await users.page(
+        cursor=cursor, limit=limit, name=name, role=role
+    )
+    items = [UserListed.model_validate(user) for user in found]
+    return Page(items=items, next_cursor=following)
+
+
+@router.get(
+    "/{user_id}",
+    summary="See a user",
+    responses=problem_responses(AdminsOnly, UserNotFound),
+)
+async def read_user(user_id: Id, who: CurrentAdmin, users: Everybody) -> UserListed:
+    """One user. For administrators."""
+    return UserListed.model_validate(await users.get(user_id))

@@ -1,0 +1,102 @@
+"""Users kept in the database."""
+
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from core.db import Database
+from core.pages import cut_page, decode_cursor, encode_cursor
+from modules.users import repository
+from modules.users.public import (
+    LastAdmin,
+    NewUser,
+    Role,
+    User,
+    UsernameTaken,
+    UserNotFound,
+    username_key,
+)
+
+_CURSOR = "users"
+
+
+class StoredUsers:
+    """`Users` over the application's database, with what its own routes need."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def add(self, session: AsyncSession, new: NewUser) -> User:
+        """Add somebody. Raises UsernameTaken, and leaves the transaction usable."""
+        try:
+            async with session.begin_nested():
+                row = await repository.add(session, new)
+        except IntegrityError as exc:
+            raise UsernameTaken from exc
+        return _user(row)
+
+    async def find_by_username(
+        self, session: AsyncSession, username: str
+    ) -> User | None:
+        """The user of this name in any letter case."""
+        row = await repository.find_by_key(session, username_key(username))
+        return None if row is None else _user(row)
+
+    async def set_role(self, session: AsyncSession, user_id: int, role: Role) -> User:
+        """Raises UserNotFound, or LastAdmin when nobody else could administer."""
+        if role is not Role.ADMIN:
+            await self._keep_an_admin(session, without=user_id)
+        row = await repository.set_role(session, user_id, role)
+        if row is None:
+            raise UserNotFound
+        return _user(row)
+
+    async def get(self, user_id: int) -> User:
+        """Raises UserNotFound."""
+        async with self._db.reading() as session:
+            row = await repository.find(session, user_id)
+        if row is None:
+            raise UserNotFound
+        return _user(row)
+
+    async def page(
+        self, *, cursor: str | None, limit: int, name: str | None, role: Role | None
+    ) -> tuple[list[User], str | None]:
+        """Users, newest first, and the cursor of the next page if there is one."""
+        after = decode_cursor(_CURSOR, cursor)
+        async with self._db.reading() as session:
+            rows = await repository.page(
+                session, after=after, limit=limit + 1, name=name, role=role
+            )
+        shown, has_more = cut_page(rows, limit)
+        following = encode_cursor(_CURSOR, shown[-1].id) if has_more else None
+        return [_user(row) for row in shown], following
+
+    async def rename(self, user_id: int, username: str) -> User:
+        """Change one's user name; the last of two changes wins.
+
+        Raises UsernameTaken, or UserNotFound for an account deleted meanwhile.
+        """
+        try:
+            async with self._db.transaction() as session:
+                row = await repository.rename(session, user_id, username)
+        except IntegrityError as exc:
+            raise UsernameTaken from exc
+        if row is None:
+            raise UserNotFound
+        return _user(row)
+
+    async def delete(self, user_id: int) -> None:
+        """Erase a user and all that any module keeps of them. Raises LastAdmin."""
+        async with self._db.transaction() as session:
+            await self._keep_an_admin(session, without=user_id)
+            await repository.remove(session, user_id)
+
+    async def _keep_an_admin(self, session: AsyncSession, *, without: int) -> None:
+        if list(await repository.lock_admins(session)) == [without]:
+            raise LastAdmin
+
+
+def _user(row: Any) -> User:
+    return User(row.id, row.username, Role(row.role), row.is_active, row.created_at)

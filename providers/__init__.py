@@ -1,0 +1,1 @@
+"""The door to language models: one contract, and plugins that keep it."""

@@ -1,0 +1,51 @@
+"""Opening the providers of a plan: all that are named, or the first that `auto` can."""
+
+import logging
+from contextlib import AsyncExitStack
+
+from core.errors import StartRefused
+from providers.failover import Backend
+from providers.public import ProviderNotUsable
+from providers.registry import Configured, Plan
+
+log = logging.getLogger(__name__)
+
+
+async def open_plan(plan: Plan, stack: AsyncExitStack) -> tuple[list[Backend], str]:
+    """Return the opened providers in order, and who answers and why in one line.
+
+    Raises StartRefused when one that is named cannot be opened, or `auto` finds none.
+    """
+    if plan.is_auto:
+        first, note = await _open_first(plan, stack)
+    else:
+        named = plan.candidates[0]
+        first, note = await _open_named(named, stack), f"{named.name}, as configured"
+    reserve = [await _open_named(configured, stack) for configured in plan.fallback]
+    return [first, *reserve], note
+
+
+async def _open_named(configured: Configured, stack: AsyncExitStack) -> Backend:
+    try:
+        return await _open(configured, stack)
+    except ProviderNotUsable as exc:
+        raise StartRefused(f"provider {configured.name!r}: {exc}") from exc
+
+
+async def _open_first(plan: Plan, stack: AsyncExitStack) -> tuple[Backend, str]:
+    passed_over = list(plan.passed_over)
+    for configured in plan.candidates:
+        try:
+            backend = await _open(configured, stack)
+        except ProviderNotUsable as exc:
+            passed_over.append(f"{configured.name}: {exc}")
+            continue
+        reasons = "; ".join(passed_over) or "the first of llm.auto, and usable"
+        kind = " (a demonstration)" if configured.type.is_demonstration else ""
+        return backend, f"{configured.name}{kind}, chosen by auto: {reasons}"
+    raise StartRefused(f"auto found no usable provider: {'; '.join(passed_over)}")
+
+
+async def _open(configured: Configured, stack: AsyncExitStack) -> Backend:
+    opened = configured.type.open(configured.name, configured.options)
+    return Backend(configured.name, await stack.enter_async_context(opened))

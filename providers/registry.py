@@ -1,0 +1,136 @@
+"""Finding provider plugins, and turning the configuration into a plan.
+
+Only what the plan reaches is loaded, checked and opened: third-party code runs when the
+configuration names it, and a provider nobody uses does not need its key.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+
+import pluggy
+
+from core.errors import StartRefused
+from core.module import describe_origin, load_entry_point
+from core.settings import Finding, Settings, nearest, read_table
+from providers.hooks import GROUP, PROJECT, Hooks
+from providers.public import ProviderOptions, ProviderType
+from providers.settings import AUTO, LlmSettings, ProviderTables
+
+
+@dataclass(frozen=True)
+class Configured:
+    """One `[providers.NAME]` table, checked against its plugin."""
+
+    name: str
+    type: ProviderType
+    options: ProviderOptions
+
+
+@dataclass
+class Plan:
+    """Who may answer. With `is_auto` the first that opens is taken, else all are."""
+
+    is_auto: bool
+    candidates: list[Configured] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
+    """Why `auto` will not try some: one line each."""
+    fallback: list[Configured] = field(default_factory=list)
+
+
+def make_plan(settings: Settings) -> tuple[Plan, list[Finding]]:
+    """Read what `[llm]` reaches; the findings refuse the start."""
+    llm = settings.section(LlmSettings)
+    plan = Plan(is_auto=llm.provider == AUTO)
+    findings: list[Finding] = []
+    for name in llm.auto if plan.is_auto else (llm.provider,):
+        configured, wrong = _configure(
+            settings, name, "auto" if plan.is_auto else "provider"
+        )
+        if configured is None and plan.is_auto and all(f.is_unset for f in wrong):
+            plan.passed_over += [f"{name}: {finding.problem}" for finding in wrong]
+        elif plan.is_auto and configured and not _may_demonstrate(settings, configured):
+            reason = "a demonstration, which llm.allow_demo would allow"
+            plan.passed_over.append(f"{name}: {reason}")
+        else:
+            findings += wrong
+            plan.candidates += [configured] if configured else []
+    for name in llm.fallback:
+        configured, wrong = _configure(settings, name, "fallback")
+        findings += wrong
+        plan.fallback += [configured] if configured else []
+    if plan.is_auto and not plan.candidates and not findings:
+        origin = settings.raw.origin("llm", "provider")
+        problem = f"auto found nothing usable: {'; '.join(plan.passed_over)}"
+        findings.append(Finding(origin, "llm", "provider", problem))
+    return plan, findings
+
+
+def _may_demonstrate(settings: Settings, configured: Configured) -> bool:
+    allowed = settings.is_embedded or settings.section(LlmSettings).allow_demo
+    return allowed or not configured.type.is_demonstration
+
+
+def _configure(
+    settings: Settings, name: str, key: str
+) -> tuple[Configured | None, list[Finding]]:
+    raw, tables = settings.raw, settings.section(ProviderTables).root
+    if name not in tables:
+        origin, hint = raw.origin("llm", key), nearest(name, tables)
+        if key == AUTO:
+            problem = f"there is no [providers.{name}]"
+            return None, [Finding(origin, "llm", key, problem, hint, is_unset=True)]
+        problem = "this names no table under [providers]"
+        return None, [Finding(origin, "llm", key, problem, hint)]
+    path = ("providers", name)
+    entries = {entry.name: entry for entry in _entries()}
+    entry = entries.get(str(tables[name].get("type")))
+    if entry is None:
+        hint = nearest(str(tables[name].get("type")), entries)
+        problem = "there is no such type of provider"
+        where = raw.origin(*path, "type")
+        return None, [Finding(where, ".".join(path), "type", problem, hint)]
+    try:
+        kind = load_type(entry)
+    except StartRefused as exc:
+        return None, [Finding(raw.origin(*path), ".".join(path), "type", str(exc))]
+    options, findings = read_table(raw, path, kind.options)
+    if options is None:
+        return None, findings
+    return Configured(name, kind, options), []
+
+
+def _entries() -> Iterator[EntryPoint]:
+    """Installed provider plugins. Raises StartRefused for a name given twice."""
+    seen: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name in seen:
+            both = f"{describe_origin(seen[entry.name])} and {describe_origin(entry)}"
+            raise StartRefused(f"two packages bring the same provider: {both}")
+        seen[entry.name] = entry
+        yield entry
+
+
+def load_type(entry: EntryPoint) -> ProviderType:
+    """Load one plugin, alone. Raises StartRefused, naming its distribution."""
+    origin = describe_origin(entry)
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(Hooks)
+    try:
+        manager.register(load_entry_point(entry), name=entry.name)
+        # Without this a misspelt hook is silently no hook at all.
+        manager.check_pending()
+        found = manager.hook.vopros_provider()
+    except pluggy.PluginValidationError:
+        raise StartRefused(
+            f"{origin} does not implement the hook as specified"
+        ) from None
+    except StartRefused:
+        raise
+    except Exception as exc:
+        raise StartRefused(f"{origin} failed: {type(exc).__name__}") from exc
+    if len(found) != 1 or not isinstance(found[0], ProviderType):
+        raise StartRefused(f"{origin} does not return one ProviderType")
+    if found[0].name != entry.name:
+        raise StartRefused(f"{origin} returns a type of another name")
+    return found[0]

@@ -1,0 +1,197 @@
+"""A language model on loopback that can also lie, stall, cut the line and send garbage.
+
+It is a raw socket, because an HTTP library would not let it misbehave.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+KEY = "canary-provider-key-7f3a91"
+
+
+@dataclass(frozen=True)
+class Received:
+    """One request as it arrived."""
+
+    head: str
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def question(self) -> str:
+        content: str = self.json["messages"][-1]["content"]
+        return content
+
+    def header(self, name: str) -> str | None:
+        for line in self.head.split("\r\n")[1:]:
+            found, _, value = line.partition(":")
+            if found.lower() == name.lower():
+                return value.strip()
+        return None
+
+
+@dataclass
+class Wire:
+    """One connection from the application, to do anything with."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, *parts: bytes | str) -> None:
+        for part in parts:
+            data = part.encode() if isinstance(part, str) else part
+            self.writer.write(data)
+        await self.writer.drain()
+
+    async def respond(
+        self,
+        body: bytes | str | dict[str, Any] = b"",
+        *,
+        status: str = "200 OK",
+        content_type: str = "application/json",
+        headers: str = "",
+    ) -> None:
+        """A well-formed response around whatever body."""
+        if isinstance(body, dict):
+            body = json.dumps(body)
+        data = body.encode() if isinstance(body, str) else body
+        head = (
+            f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n"
+            f"Content-Length: {len(data)}\r\n{headers}\r\n"
+        )
+        await self.send(head, data)
+
+    def reset(self) -> None:
+        """Close with RST instead of FIN."""
+        self.writer.transport.abort()
+
+    async def closed_by_client(self) -> None:
+        """Wait until the application has closed its end."""
+        while await self.reader.read(65536):
+            pass
+
+
+Behaviour = Callable[[Wire, Received], Awaitable[None]]
+
+
+def completion(
+    text: str = "An answer.",
+    *,
+    model: str = "fake-1",
+    reason: str = "stop",
+    usage: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The body of a chat completion."""
+    message = {"role": "assistant", "content": text}
+    counts = {"prompt_tokens": 12, "completion_tokens": 34, "total_tokens": 46}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": model,
+        "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+        "usage": counts if usage is None else usage,
+    }
+
+
+async def answers(wire: Wire, received: Received) -> None:
+    """The well-behaved model: its answer names the question."""
+    await wire.respond(completion(f"Answer to: {received.question}"))
+
+
+class Upstream:
+    """The fake model's server; `requests` holds what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[Received] = []
+        self.connections = 0
+        self.behaviour: Behaviour = answers
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @asynccontextmanager
+    async def behaving(self, behaviour: Behaviour) -> AsyncIterator[None]:
+        """Behave so for a while; what was asked before is forgotten."""
+        self.requests.clear()
+        self.behaviour = behaviour
+        try:
+            yield
+        finally:
+            self.behaviour = answers
+
+    @asynccontextmanager
+    async def stalled(self) -> AsyncIterator[asyncio.Event]:
+        """Say nothing until the event is set, or the block is left; then answer."""
+        release = asyncio.Event()
+
+        async def stall(wire: Wire, received: Received) -> None:
+            await release.wait()
+            await answers(wire, received)
+
+        async with self.behaving(stall):
+            try:
+                yield release
+            finally:
+                release.set()
+
+    async def asked(self, times: int = 1) -> None:
+        """Wait until this many requests have arrived."""
+        async with asyncio.timeout(10):
+            while len(self.requests) < times:
+                await asyncio.sleep(0.005)
+
+    async def _accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while received := await _read_request(reader):
+                self.requests.append(received)
+                await self.behaviour(Wire(reader, writer), received)
+                if writer.is_closing():
+                    break
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+
+async def _read_request(reader: asyncio.StreamReader) -> Received | None:
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    received = Received(head.strip(), b"")
+    length = int(received.header("content-length") or 0)
+    return Received(received.head, await reader.readexactly(length))
