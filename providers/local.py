@@ -30,6 +30,7 @@ from providers.public import (
 MODEL_NAME = "SmolLM2-135M (a demonstration model)"
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
+_LONGEST_WAIT_SECONDS = 3_600.0
 
 
 class LocalOptions(ProviderOptions):
@@ -84,7 +85,12 @@ async def open_local(name: str, options: LocalOptions) -> AsyncIterator[LocalCha
         address = await _await_address(child, key)
         model = MODEL_NAME if options.model_file is None else file.stem
         spoken = OpenAIOptions(
-            type="openai", base_url=f"{address}/v1", model=model, api_key=SecretStr(key)
+            type="openai",
+            base_url=f"{address}/v1",
+            model=model,
+            api_key=SecretStr(key),
+            # It answers one after the other: a question may wait for its turn.
+            first_byte_seconds=_LONGEST_WAIT_SECONDS,
         )
         async with open_openai(name, spoken) as chat:
             yield LocalChat(chat, options)
