@@ -28,7 +28,6 @@ from core.settings import DatabaseSettings, ServerSettings, Settings, is_loopbac
 log = logging.getLogger(__name__)
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-_DATABASE_START_SECONDS = 60.0
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -106,7 +105,7 @@ async def _prepare(context: ModuleContext, modules: Sequence[Module]) -> None:
     if migrate is None:
         migrate = database.dialect == "sqlite"
     try:
-        await database.connect_patiently(_DATABASE_START_SECONDS)
+        await database.connect_patiently()
         if migrate:
             if moved := await upgrade(database, modules):
                 log.info("database.migrated", extra={"modules": moved})

@@ -1,16 +1,22 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
+import argparse
 import asyncio
+import importlib
+import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from core.errors import DomainError, StartRefused
+
+if TYPE_CHECKING:
+    from core.module import Module
 
 T = TypeVar("T")
 CONFIGURATION_ERROR = 78  # EX_CONFIG of sysexits.h
@@ -158,7 +164,7 @@ async def _migrating(settings: Any, work: Callable[[Any], Coroutine[Any, Any, T]
     path = database.sqlite_path
     with server_lock(path) if path is not None else nullcontext():
         try:
-            await database.connect_patiently(seconds=60)
+            await database.connect_patiently()
             return await work(database)
         finally:
             await database.close()
@@ -191,16 +197,29 @@ def plugins() -> None:
 
 def main() -> None:
     """Run the command line, with the commands that enabled modules bring."""
-    _add_module_commands()
+    for module in _enabled_modules():
+        if module.commands is not None:
+            try:
+                app.add_typer(importlib.import_module(module.commands).commands)
+            except Exception as exc:
+                why = f"cannot be loaded: {type(exc).__name__}"
+                typer.echo(f"vopros: {module.commands} {why}", err=True)
     app()
 
 
-def _add_module_commands() -> None:
-    import importlib
+def _enabled_modules() -> "tuple[Module, ...]":
+    """What the configuration enables; others' code must not run unless it does."""
+    from core.module import in_tree_names, load_modules
+    from core.settings import ModulesSettings, read_layers, read_table
 
-    from core.module import in_tree_names, load_module
-
-    for name in in_tree_names():
-        module = load_module(name)
-        if module.commands is not None:
-            app.add_typer(importlib.import_module(module.commands).commands)
+    # Before Typer reads the line: the commands it may hold depend on this option.
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--config", type=Path, nargs="?")
+    file = options.parse_known_args()[0].config
+    try:
+        raw = read_layers(file, os.environ)
+        section, _ = read_table(raw, ("modules",), ModulesSettings)
+        return load_modules((section or ModulesSettings()).names)
+    except StartRefused:
+        # Whichever command needs the configuration says what is wrong with it.
+        return load_modules(in_tree_names())

@@ -141,6 +141,14 @@ _UNAVAILABLE_CODES = {
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+}
+# No waiting helps: somebody has to change the configuration or the database.
+_HOPELESS = {
+    "28000": "the database does not let this user in",
+    "28P01": "the database refuses the user name or the password",
+    "3D000": "there is no such database",
 }
 
 
@@ -215,20 +223,36 @@ class Database:
         async with _translated(), self._reading() as session:
             yield session
 
-    async def connect_patiently(self, seconds: float) -> None:
-        """Wait for a database that is still starting. Raises DatabaseUnavailable."""
+    async def connect_patiently(self) -> None:
+        """Wait for a database that is still starting, `start_seconds` at most.
+
+        Raises StartRefused with the reason, at once when no waiting would help.
+        """
+        seconds = self.settings.start_seconds
         deadline = asyncio.get_running_loop().time() + seconds
         pause = 0.2
         while True:
             try:
-                async with self.reading() as session:
+                # Beginning to write finds out that a file is read-only.
+                async with self.transaction() as session:
                     await session.execute(text("SELECT 1"))
                 return
-            except Unavailable:
+            except Unavailable as exc:
+                if reason := self._hopeless(exc):
+                    raise StartRefused(reason) from exc
                 if asyncio.get_running_loop().time() + pause > deadline:
-                    raise
+                    problem = f"the database did not answer in {seconds:g} s"
+                    raise StartRefused(problem) from exc
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(2 * pause, 5)
+
+    def _hopeless(self, exc: Unavailable) -> str | None:
+        """Why trying again is in vain; None when it may help."""
+        if self.dialect != "sqlite":
+            return _HOPELESS.get(getattr(exc.__cause__, "sqlstate", ""))
+        if isinstance(exc, Busy):
+            return None
+        return f"{self.sqlite_path}: {getattr(exc.__cause__, 'orig', exc)}"
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
@@ -277,7 +301,8 @@ def database_url(settings: DatabaseSettings) -> URL:
     if drivers.get(backend) is None or driver not in ("", drivers[backend]):
         known = " or ".join(f"{name}+{drivers[name]}" for name in drivers)
         raise StartRefused(f"[database] url: must begin with {known}")
-    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+    path = url.database or ":memory:"
+    if backend == "sqlite" and path.startswith((":memory:", "file:")):
         raise StartRefused("[database] url: SQLite needs the path of a file")
     if settings.password is not None:
         url = url.set(password=settings.password.get_secret_value())
@@ -305,7 +330,7 @@ def _sqlite_engine(
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
         cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout = 5000")
+        cursor.execute(f"PRAGMA busy_timeout = {int(settings.lock_seconds * 1000)}")
         cursor.execute("PRAGMA journal_mode = WAL")
         # An acknowledged question survives the loss of power.
         cursor.execute("PRAGMA synchronous = FULL")
@@ -325,7 +350,7 @@ def _postgresql_engine(
     command_seconds = changed.get("command_seconds", settings.command_seconds)
     limits = {
         "application_name": "vopros",
-        "lock_timeout": "3s",
+        "lock_timeout": f"{int(settings.lock_seconds * 1000)}ms",
         "idle_in_transaction_session_timeout": "15s",
     }
     if command_seconds is not None:

@@ -21,8 +21,11 @@ def server_lock(database: Path) -> Iterator[None]:
     deleted one could be locked twice, by its old and by its new self.
     """
     path = database.with_name(f"{database.name}.server")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise StartRefused(f"{path}: {exc.strerror}") from exc
     try:
         _lock(descriptor, database)
         os.ftruncate(descriptor, 0)
@@ -37,7 +40,7 @@ def _lock(descriptor: int, database: Path) -> None:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         holder = os.pread(descriptor, 32, 0).decode("ascii", "replace") or "unknown"
         message = f"{database} is in use by another server (process {holder})"
         raise StartRefused(message) from None

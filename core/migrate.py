@@ -6,6 +6,7 @@ back for one module took the others' tables along.
 
 import asyncio
 import importlib
+from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.db import Database
@@ -24,7 +26,6 @@ from core.errors import StartRefused
 from core.module import ROOT, Module, known_modules
 
 _LOCK_KEY = 0x766F70726F73  # "vopros" in ASCII
-_LOCK_SECONDS = 60.0
 _FOLDER = ROOT / "migrations"
 
 
@@ -58,7 +59,8 @@ def alembic_config(
     connection: Connection | None = None,
 ) -> Config:
     """The Alembic environment of one module, as `migrations/env.py` reads it."""
-    config = Config()
+    # Quiet: what a command prints is ours to say.
+    config = Config(cmd_opts=Namespace(quiet=True))
     # Alembic interpolates `%` in its options.
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
     folder = str(module.migrations_folder).replace("%", "%%")
@@ -84,39 +86,32 @@ def load_models(modules: Iterable[Module]) -> None:
 async def upgrade(database: Database, modules: Sequence[Module]) -> list[str]:
     """Bring every module to its newest revision; return the names of those moved.
 
-    Raises StartRefused when the database is newer than the code, or when another
-    process holds the lock for longer than a minute.
+    Raises StartRefused when the database is newer than the code, when a migration
+    fails, or when another process is at it for longer than `start_seconds`.
     """
-    moved = []
     async with _locked(database) as connection:
-        for history in await _histories(connection, modules):
+        found = await _histories(connection, modules)
+        for history in found:
             _refuse_newer(history)
-            if history.is_behind:
-                await _run(
-                    connection,
-                    database,
-                    modules,
-                    history.module,
-                    command.upgrade,
-                    "head",
-                )
-                moved.append(history.module.name)
-    return moved
+        behind = [history.module for history in found if history.is_behind]
+        for module in behind:
+            await _run(connection, modules, module, command.upgrade, "head")
+    return [module.name for module in behind]
 
 
 async def downgrade(
     database: Database, modules: Sequence[Module], name: str, revision: str = "base"
 ) -> None:
     """Take one module back. Raises StartRefused while one that needs it is applied."""
-    module = next((known for known in modules if known.name == name), None)
-    if module is None or not module.has_tables:
-        raise StartRefused(f"there is no module {name!r} with tables")
+    # A disabled module is applied as long as its tables are there.
+    known = tuple(known_modules(modules))
+    module = _with_tables(known, name)
     async with _locked(database) as connection:
-        for history in await _histories(connection, modules):
+        for history in await _histories(connection, known):
             if name in history.module.requires and history.current is not None:
                 needing = history.module.name
                 raise StartRefused(f"{needing!r} requires {name!r} and is applied")
-        await _run(connection, database, modules, module, command.downgrade, revision)
+        await _run(connection, known, module, command.downgrade, revision)
 
 
 async def histories(database: Database, modules: Sequence[Module]) -> list[History]:
@@ -137,11 +132,11 @@ async def write_revision(
     database: Database, modules: Sequence[Module], name: str, message: str
 ) -> str:
     """Write the next migration of a module from its models; return the file's path."""
-    module = next((known for known in modules if known.name == name), None)
-    if module is None or not module.has_tables:
-        raise StartRefused(f"there is no module {name!r} with tables")
+    module = _with_tables(modules, name)
     load_models(modules)
     async with _locked(database) as connection:
+        if any(history.is_behind for history in await _histories(connection, modules)):
+            raise StartRefused("the database is not migrated: run `vopros migrate`")
 
         def write(sync: Connection) -> str:
             config = alembic_config(module, modules, sync)
@@ -175,6 +170,13 @@ def differences(
     config.attributes["process_revision_directives"] = collect
     command.revision(config, "drift", autogenerate=True)
     return found
+
+
+def _with_tables(modules: Iterable[Module], name: str) -> Module:
+    for module in modules:
+        if module.name == name and module.has_tables:
+            return module
+    raise StartRefused(f"there is no module {name!r} with tables")
 
 
 def _refuse_newer(history: History) -> None:
@@ -222,7 +224,6 @@ def _head(module: Module) -> str | None:
 
 async def _run(
     connection: AsyncConnection,
-    database: Database,
     modules: Sequence[Module],
     module: Module,
     step: Callable[[Config, str], None],
@@ -235,7 +236,10 @@ async def _run(
             step(alembic_config(module, modules, sync), revision)
         except CommandError as exc:
             raise StartRefused(f"{module.name}: {exc}") from exc
-        if database.dialect == "sqlite":
+        except DBAPIError as exc:
+            problem = f"the migration failed: {_first_line(exc)}"
+            raise StartRefused(f"{module.name}: {problem}") from exc
+        if sync.dialect.name == "sqlite":
             _refuse_orphans(sync, module)
 
     try:
@@ -244,6 +248,12 @@ async def _run(
     except BaseException:
         await connection.rollback()
         raise
+
+
+def _first_line(exc: DBAPIError) -> str:
+    # What follows the first line of PostgreSQL's words may quote a row.
+    said = str(getattr(exc.orig, "__cause__", None) or exc.orig)
+    return said.partition("\n")[0]
 
 
 def _refuse_orphans(connection: Connection, module: Module) -> None:
@@ -259,22 +269,18 @@ async def _locked(database: Database) -> AsyncIterator[AsyncConnection]:
         if database.dialect == "sqlite":
             yield connection
             return
-        await _take_advisory_lock(connection)
-        try:
-            yield connection
-        finally:
-            await connection.execute(text(f"SELECT pg_advisory_unlock({_LOCK_KEY})"))
-            await connection.commit()
+        await _take_advisory_lock(connection, database.settings.start_seconds)
+        yield connection
 
 
-async def _take_advisory_lock(connection: AsyncConnection) -> None:
-    # Held by the session, not the transaction: it survives each module's commit.
-    deadline = asyncio.get_running_loop().time() + _LOCK_SECONDS
+async def _take_advisory_lock(connection: AsyncConnection, seconds: float) -> None:
+    # Held by the session, not the transaction: it survives each module's commit, and
+    # ends with the connection whatever happens.
+    deadline = asyncio.get_running_loop().time() + seconds
     attempt = text(f"SELECT pg_try_advisory_lock({_LOCK_KEY})")
     while not await connection.scalar(attempt):
         await connection.commit()
         if asyncio.get_running_loop().time() > deadline:
-            seconds = int(_LOCK_SECONDS)
-            raise StartRefused(f"another migration did not finish in {seconds} s")
+            raise StartRefused(f"another migration did not finish in {seconds:g} s")
         await asyncio.sleep(0.2)
     await connection.commit()

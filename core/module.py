@@ -105,7 +105,14 @@ def load_module(name: str, wanted_by: str | None = None) -> Module:
 def in_tree_names() -> tuple[str, ...]:
     """The names of the folders under `modules/`."""
     package = importlib.import_module(_IN_TREE)
-    return tuple(found.name for found in pkgutil.iter_modules(package.__path__))
+    found = pkgutil.iter_modules(package.__path__)
+    return tuple(module.name for module in found if module.ispkg)
+
+
+def installed_names() -> frozenset[str]:
+    """The names of every module that could be enabled; none of them is loaded."""
+    found = entry_points(group=MODULE_GROUP)
+    return frozenset((*in_tree_names(), *found.names))
 
 
 def _entry_point(name: str, wanted_by: str | None) -> EntryPoint:
@@ -123,7 +130,7 @@ def load_entry_point(entry: EntryPoint) -> Any:
     """Load third-party code; whatever it raises is told with its distribution."""
     try:
         return entry.load()
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         origin = describe_origin(entry)
         raise StartRefused(f"{origin} cannot be loaded: {type(exc).__name__}") from exc
 
@@ -135,11 +142,8 @@ def describe_origin(entry: EntryPoint) -> str:
 
 
 def known_modules(enabled: Iterable[Module]) -> Iterator[Module]:
-    """The enabled modules and, after them, those in the tree that are not."""
-    names = set()
-    for module in enabled:
-        names.add(module.name)
-        yield module
-    for name in in_tree_names():
-        if name not in names:
-            yield load_module(name)
+    """The enabled modules, then others in the tree with what those require."""
+    known = {module.name: module for module in enabled}
+    for module in load_modules(in_tree_names()):
+        known.setdefault(module.name, module)
+    yield from known.values()

@@ -27,7 +27,14 @@ from pydantic import (
 )
 
 from core.errors import StartRefused
-from core.module import ROOT, Module, in_tree_names, known_modules, load_modules
+from core.module import (
+    ROOT,
+    Module,
+    in_tree_names,
+    installed_names,
+    known_modules,
+    load_modules,
+)
 
 ENV_PREFIX = "VOPROS_"
 CONFIG_VARIABLE = "VOPROS_CONFIG"
@@ -83,6 +90,8 @@ class DatabaseSettings(Section):
     pool_wait_seconds: float = Field(3, gt=0)
     connect_seconds: float = Field(5, gt=0)
     command_seconds: float = Field(10, gt=0)
+    lock_seconds: float = Field(5, gt=0)
+    start_seconds: float = Field(60, gt=0)
     migrate_on_start: bool | None = None
 
 
@@ -90,6 +99,10 @@ class ModulesSettings(Section):
     """[modules]: what there is; not set, every module in the tree."""
 
     enabled: Words | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return in_tree_names() if self.enabled is None else self.enabled
 
 
 class LogSettings(Section):
@@ -143,14 +156,21 @@ class RawSettings:
     file: str
     tables: dict[str, Any] = field(default_factory=dict)
     origins: dict[Keys, str] = field(default_factory=dict)
+    layers: dict[Keys, int] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def origin(self, *path: str) -> str:
         """Where the value at `path` came from; the file for what nobody set."""
         for end in range(len(path), 0, -1):
-            if found := self.origins.get(path[:end]):
-                return found
+            for keys in (path[:end], _file_of(path[:end])):
+                if found := self.origins.get(keys):
+                    return found
         return self.file
+
+
+def _file_of(path: Keys) -> Keys:
+    """The key that names a file in the place of the value at `path`."""
+    return (*path[:-1], f"{path[-1]}_file")
 
 
 def read_layers(
@@ -165,13 +185,13 @@ def read_layers(
     path = file or Path(environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
     raw = RawSettings(file=_short(path), environ=dict(environ))
     for keys, value in _leaves(_read_toml(path)):
-        _lay(raw, keys, value, raw.file)
+        _lay(raw, keys, value, raw.file, layer=0)
     for name in sorted(environ):
         if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE:
             keys = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
-            _lay(raw, keys, environ[name], f"environment {name}")
+            _lay(raw, keys, environ[name], f"environment {name}", layer=1)
     for keys, value in (overrides or {}).items():
-        _lay(raw, keys, value, "command line")
+        _lay(raw, keys, value, "command line", layer=2)
     return raw
 
 
@@ -202,15 +222,15 @@ def _leaves(table: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, 
             yield (*above, key), value
 
 
-def _lay(raw: RawSettings, keys: Keys, value: Any, origin: str) -> None:
+def _lay(raw: RawSettings, keys: Keys, value: Any, origin: str, layer: int) -> None:
     table = raw.tables
     for key in keys[:-1]:
-        below = table.setdefault(key, {})
-        table = below if isinstance(below, dict) else table.setdefault(key, {})
-        if not isinstance(below, dict):
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
             raise StartRefused(f"{origin}: {key} is not a table")
     table[keys[-1]] = value
     raw.origins[keys] = origin
+    raw.layers[keys] = layer
 
 
 M = TypeVar("M", bound=BaseModel)
@@ -263,9 +283,9 @@ def load_settings(
         raise ConfigurationRefused(findings)
     enabled = sections["modules"]
     assert isinstance(enabled, ModulesSettings)
-    modules = load_modules(
-        in_tree_names() if enabled.enabled is None else enabled.enabled
-    )
+    if unknown := list(_unknown_modules(raw, enabled)):
+        raise ConfigurationRefused([*findings, *unknown])
+    modules = load_modules(enabled.names)
     for module in modules:
         findings += _read_sections(raw, module.sections, sections)
     findings += _unknown_tables(raw, modules)
@@ -275,6 +295,15 @@ def load_settings(
     if findings := list(settings.findings()):
         raise ConfigurationRefused(findings)
     return settings
+
+
+def _unknown_modules(raw: RawSettings, modules: ModulesSettings) -> Iterator[Finding]:
+    known = installed_names()
+    for name in modules.names:
+        if name not in known:
+            origin, hint = raw.origin("modules", "enabled"), nearest(name, known)
+            problem = f"there is no module {name!r}"
+            yield Finding(origin, "modules", "enabled", problem, hint)
 
 
 def _read_sections(
@@ -339,16 +368,23 @@ def _read_secret_files(
         key = f"{name}_file"
         if "SecretStr" not in str(info.annotation) or key in kind.model_fields:
             continue
-        if not table.get(key):
-            table.pop(key, None)
+        file = table.pop(key, None)
+        where = raw.origin(*path, key)
+        value_layer = raw.layers.get((*path, name), -1)
+        file_layer = raw.layers.get((*path, key), 0)
+        if not file or value_layer > file_layer:
+            continue
+        if value_layer == file_layer:
+            problem = f"{name} is given as well: one of them has to go"
+            findings.append(Finding(where, ".".join(path), key, problem))
             continue
         try:
-            secret = Path(str(table.pop(key))).read_text(encoding="utf-8")
-            table[name] = secret.rstrip("\r\n")
+            secret = Path(str(file)).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             problem = "this file cannot be read"
-            where = raw.origin(*path, key)
             findings.append(Finding(where, ".".join(path), key, problem))
+        else:
+            table[name] = secret.rstrip("\r\n")
     return table
 
 

@@ -15,8 +15,9 @@ from fastapi import FastAPI
 
 from core.app import create_app
 from core.health import Health
-from core.security import InvalidToken, Principal
+from core.security import Authenticator, InvalidToken, Principal
 from core.server import Server, uvicorn_config
+from core.services import Services
 from core.settings import Settings, load_settings
 
 
@@ -43,17 +44,25 @@ class _QuietServer(Server):
 
 @asynccontextmanager
 async def running(
-    file: Path, environ: Mapping[str, str] | None = None
+    file: Path,
+    environ: Mapping[str, str] | None = None,
+    authenticator: Authenticator | None = None,
 ) -> AsyncIterator[Running]:
-    """Serve what a configuration file describes; raises what refuses the start."""
+    """Serve what a configuration file describes; raises what refuses the start.
+
+    `authenticator` is for modules under test when none that is enabled brings one.
+    """
     settings = load_settings(file, environ or {}, {("server", "port"): "0"})
     app = create_app(settings)
+    if authenticator is not None:
+        services: Services = app.state.services
+        services.add(Authenticator, authenticator)
     async with app.router.lifespan_context(app):
         server = _QuietServer(
             uvicorn_config(app, settings), app.state.services.get(Health)
         )
         serving = asyncio.create_task(server.serve())
-        while not server.started:
+        while not server.started and not serving.done():
             await asyncio.sleep(0.005)
         host, port = server.servers[0].sockets[0].getsockname()[:2]
         try:
