@@ -30,15 +30,19 @@ def create_admin(
 ) -> None:
     """Make an administrator's account."""
     settings = context.obj.settings()
+    from modules.auth.schemas import Password
+    from modules.users.public import OperatorsUsername
+
     with refusals():
-        username = _checked_username(name)
-        password = _read_password(password_file)
+        username = _checked(OperatorsUsername, name, "user name")
+        password = _checked(Password, _read_password(password_file), "password")
 
     async def create() -> int:
         from modules.users.public import Role
 
+        secret = password.get_secret_value()
         async with _opened(settings) as auth:
-            return (await auth.register(username, password, Role.ADMIN)).id
+            return (await auth.register(username, secret, Role.ADMIN)).id
 
     typer.echo(f"created administrator {username} with id {run(create)}")
 
@@ -63,31 +67,29 @@ def set_role(
     typer.echo(f"{run(change)} is now {role}")
 
 
-def _checked_username(name: str) -> str:
+def _checked(kind: Any, value: str, what: str) -> Any:
+    """`value` as the API itself would take it; StartRefused says what is wrong."""
     from pydantic import TypeAdapter, ValidationError
 
-    from modules.users.public import OperatorsUsername
-
     try:
-        checked: str = TypeAdapter(OperatorsUsername).validate_python(name)
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError as exc:
-        raise StartRefused(f"user name: {exc.errors()[0]['msg']}") from None
-    return checked
+        raise StartRefused(f"{what}: {exc.errors()[0]['msg']}") from None
 
 
 def _read_password(file: Path | None) -> str:
     """From a file, a prompt or standard input; never from the command line."""
-    if file is not None:
-        try:
-            return file.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as exc:
-            raise StartRefused(f"{file}: the password cannot be read") from exc
-    if sys.stdin.isatty():
+    if file is None and sys.stdin.isatty():
         prompted: str = typer.prompt(
             "Password", hide_input=True, confirmation_prompt=True
         )
         return prompted
-    return sys.stdin.readline().rstrip("\r\n")
+    try:
+        given = sys.stdin.buffer.readline() if file is None else file.read_bytes()
+        return given.decode().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        place = file or "standard input"
+        raise StartRefused(f"{place}: the password cannot be read") from exc
 
 
 @asynccontextmanager
@@ -107,4 +109,4 @@ async def _opened(settings: Any) -> AsyncIterator["Auth"]:
         try:
             yield context.services.get(Auth)
         except Invalid as exc:
-            raise StartRefused(exc.errors[0].message) from exc
+            raise StartRefused(f"password: {exc.errors[0].message}") from exc

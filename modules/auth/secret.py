@@ -3,7 +3,10 @@
 import logging
 import os
 import secrets
+import stat
+import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from core.db import database_url
@@ -44,9 +47,20 @@ def weakness(secret: str) -> str | None:
     lowered = secret.lower()
     if any(word in lowered for word in _PLACEHOLDERS):
         return "this is a placeholder, not a secret"
-    if len(set(secret)) < _FEWEST_DISTINCT:
+    if is_guessable(secret):
         return "this repeats itself: it can be guessed"
     return None
+
+
+def is_guessable(secret: str) -> bool:
+    """Whether a few characters, one sequence or a repeated piece make up the secret."""
+    steps = {ord(after) - ord(before) for before, after in pairwise(secret)}
+    halves = range(1, len(secret) // 2 + 1)
+    return (
+        len(set(secret)) < _FEWEST_DISTINCT
+        or len(steps) < _FEWEST_DISTINCT
+        or any(secret.startswith(secret[period:]) for period in halves)
+    )
 
 
 def signing_secret(settings: Settings) -> str:
@@ -58,30 +72,42 @@ def signing_secret(settings: Settings) -> str:
     path = Path(url.database or "").resolve().with_name("signing.secret")
     try:
         secret = path.read_text(encoding="ascii").strip()
+        mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
-        return _make(path)
+        return _made(path)
     except (OSError, UnicodeDecodeError) as exc:
         raise StartRefused(f"{path}: the signing secret cannot be read") from exc
     if problem := weakness(secret):
         raise StartRefused(f"{path}: {problem}")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        fields = {"path": str(path), "mode": f"{mode:04o}", "hint": "chmod 600"}
+        log.warning("auth.secret_exposed", extra=fields)
     return secret
+
+
+def _made(path: Path) -> str:
+    """A new secret, kept at `path`; the one that somebody else just put there wins."""
+    try:
+        return _make(path)
+    except FileExistsError:
+        return path.read_text(encoding="ascii").strip()
+    except OSError as exc:
+        problem = f"the signing secret cannot be kept here: {exc.strerror}"
+        raise StartRefused(f"{path}: {problem}") from exc
 
 
 def _make(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     secret = secrets.token_hex(SHORTEST_BYTES)
     # Written whole under another name first: a crash leaves no half of a secret.
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(f"{secret}\n")
-        file.flush()
-        os.fsync(file.fileno())
+    descriptor, draft = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(f"{secret}\n")
+            file.flush()
+            os.fsync(file.fileno())
         os.link(draft, path)
-    except FileExistsError:
-        return path.read_text(encoding="ascii").strip()
     finally:
-        draft.unlink()
+        os.unlink(draft)
     log.info("auth.secret_made", extra={"path": str(path)})
     return secret
