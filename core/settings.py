@@ -39,6 +39,9 @@ from core.module import (
 ENV_PREFIX = "VOPROS_"
 CONFIG_VARIABLE = "VOPROS_CONFIG"
 DEFAULT_FILE = ROOT / "config" / "app.toml"
+_SECRETIVE = re.compile(
+    r"key|secret|token(?!s)|password|authorization|header|proxy", re.IGNORECASE
+)
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -165,7 +168,9 @@ class RawSettings:
             for keys in (path[:end], _file_of(path[:end])):
                 if found := self.origins.get(keys):
                     return found
-        return self.file
+        # A table comes from wherever its first key does.
+        below = (self.origins[k] for k in self.origins if k[: len(path)] == path)
+        return next(below, self.file)
 
 
 def _file_of(path: Keys) -> Keys:
@@ -472,10 +477,10 @@ def _describe_tables(
 ) -> Iterator[tuple[str, str, str]]:
     for keys, value in _leaves(tables.root, (name,)):
         # Nobody has said yet which of these are secrets: what looks like one is one.
-        hidden = isinstance(value, str) and re.search(
-            r"key|secret|token|password|authorization|header|proxy", ".".join(keys[2:])
-        )
-        shown = "**********" if hidden and not _REFERENCE.fullmatch(value) else value
+        hidden = _SECRETIVE.search(".".join(keys[2:])) or "@" in str(value)
+        shown = value
+        if hidden and not _REFERENCE.fullmatch(str(value)):
+            shown = "**********"
         yield ".".join(keys), _shown(shown), raw.origin(*keys)
 
 

@@ -1,0 +1,621 @@
+"""Configuration: which layer wins, and how what is wrong is told."""
+
+import json
+import os
+import re
+import subprocess
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from core.errors import StartRefused
+from core.module import load_modules
+from core.settings import (
+    CORE_SECTIONS,
+    DEFAULT_FILE,
+    ConfigurationRefused,
+    DatabaseSettings,
+    LogSettings,
+    ModulesSettings,
+    ServerSettings,
+    Settings,
+    load_settings,
+)
+from modules.auth.secret import is_guessable, weakness
+from modules.auth.settings import AuthSettings
+from providers.echo import EchoOptions
+from providers.local import LocalOptions
+from providers.openai_chat import OpenAIOptions
+from providers.settings import LlmSettings
+from tests.support.config import SECRET
+from tests.support.process import assert_refused, serving, vopros
+
+CANARY = "canary-51c2e0f7"
+ECHO = '[llm]\nprovider = "echo"\n[providers.echo]\ntype = "echo"\n'
+
+
+def load(
+    text: str, tmp_path: Path, env: Mapping[str, str] | None = None, **server: str
+) -> Settings:
+    file = tmp_path / "app.toml"
+    file.write_text(text, encoding="utf-8")
+    overrides: dict[tuple[str, ...], str] = {
+        ("server", key): value for key, value in server.items()
+    }
+    return load_settings(file, env or {}, overrides)
+
+
+def refusal(
+    text: str, tmp_path: Path, env: Mapping[str, str] | None = None
+) -> list[str]:
+    """The lines that refuse it; none of them shows a value."""
+    with pytest.raises(StartRefused) as raised:
+        load(text, tmp_path, env)
+    assert CANARY not in str(raised.value)
+    return str(raised.value).replace(f"{tmp_path}/", "").splitlines()
+
+
+# Precedence.
+
+
+def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default(
+    tmp_path: Path,
+) -> None:
+    def port(text: str, env: dict[str, str], **server: str) -> int:
+        return load(ECHO + text, tmp_path, env, **server).section(ServerSettings).port
+
+    written, environ = "[server]\nport = 1111", {"VOPROS_SERVER__PORT": "2222"}
+    assert port("", {}) == 8000
+    assert port(written, {}) == 1111
+    assert port(written, environ) == 2222
+    assert port("", environ) == 2222
+    assert port(written, environ, port="3333") == 3333
+
+
+def test_the_file_is_named_by_the_command_line_then_by_the_environment(
+    tmp_path: Path,
+) -> None:
+    one, other = tmp_path / "one.toml", tmp_path / "other.toml"
+    one.write_text(f"{ECHO}[server]\nport = 1")
+    other.write_text(f"{ECHO}[server]\nport = 2")
+    env = {"VOPROS_CONFIG": str(other)}
+    assert load_settings(None, env).section(ServerSettings).port == 2
+    assert load_settings(one, env).section(ServerSettings).port == 1
+    assert load_settings(None, {}).raw.file.endswith("config/app.toml")
+
+
+@pytest.mark.parametrize(
+    "given", ["users, auth", '["users", "auth"]', "users,auth,", ' ["users","auth"] ']
+)
+def test_a_list_comes_from_the_environment_as_words_or_as_json(
+    given: str, tmp_path: Path
+) -> None:
+    settings = load(ECHO, tmp_path, {"VOPROS_MODULES__ENABLED": given})
+    assert settings.section(ModulesSettings).enabled == ("users", "auth")
+
+
+def test_booleans_numbers_and_deep_tables_come_from_the_environment(
+    tmp_path: Path,
+) -> None:
+    env = {
+        "VOPROS_SERVER__DOCS": "false",
+        "VOPROS_SERVER__BODY_SECONDS": "1.5",
+        "VOPROS_LLM__PROVIDER": "main",
+        "VOPROS_PROVIDERS__MAIN__TYPE": "echo",
+    }
+    settings = load(ECHO, tmp_path, env)
+    assert settings.section(ServerSettings).docs is False
+    assert settings.section(ServerSettings).body_seconds == 1.5
+    assert settings.section(LlmSettings).provider == "main"
+
+
+# The shipped file.
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """Every table that has defaults."""
+    found: dict[str, type[BaseModel]] = dict(CORE_SECTIONS)
+    for module in load_modules(["questions", "auth"]):
+        found.update(module.sections)
+    del found["providers"]
+    return found | {
+        "providers.openai": OpenAIOptions,
+        "providers.local": LocalOptions,
+        "providers.echo": EchoOptions,
+    }
+
+
+def test_the_shipped_file_says_every_default_as_it_is() -> None:
+    shipped = tomllib.loads(DEFAULT_FILE.read_text(encoding="utf-8"))
+    providers = shipped.pop("providers")
+    tables = shipped | {f"providers.{name}": t for name, t in providers.items()}
+    assert tables.keys() == sections().keys()
+    for name, kind in sections().items():
+        if name.startswith("providers."):
+            continue
+        defaults = kind()
+        for key, value in tables[name].items():
+            default = getattr(defaults, key)
+            if isinstance(default, SecretStr):
+                default = default.get_secret_value()
+            if isinstance(default, tuple):
+                default = list(default)
+            assert value == default, f"[{name}] {key}"
+
+
+def test_the_shipped_file_mentions_every_setting() -> None:
+    text = DEFAULT_FILE.read_text(encoding="utf-8")
+    parts = re.split(r"^\[([a-z.]+)\]$", text, flags=re.MULTILINE)
+    tables = dict(zip(parts[1::2], parts[2::2], strict=True))
+    for name, kind in sections().items():
+        for key in kind.model_fields:
+            mention = re.compile(rf"^(# )?{key} +=|^(# )?{key} =", re.MULTILINE)
+            assert mention.search(tables[name]), f"[{name}] {key}"
+
+
+def test_the_examples_in_the_shipped_file_can_be_used() -> None:
+    """Every setting in a comment, uncommented, is a setting that there is."""
+    text = DEFAULT_FILE.read_text(encoding="utf-8")
+    used = re.sub(r"^# ([a-z_]+ += )", r"\1", text, flags=re.MULTILINE)
+    assert used != text
+    file_tables = tomllib.loads(used)
+    providers = file_tables.pop("providers")
+    tables = file_tables | {f"providers.{name}": t for name, t in providers.items()}
+    for name, kind in sections().items():
+        assert tables[name].keys() <= kind.model_fields.keys(), name
+
+
+def test_the_shipped_file_starts_as_it_is() -> None:
+    settings = load_settings(None, {})
+    assert settings.is_embedded
+    assert [module.name for module in settings.modules] == (
+        ["users", "auth", "providers", "questions"]
+    )
+
+
+# What is wrong is one line: file, table, key, the nearest valid name, never a value.
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            f'[server]\nprot = "{CANARY}"',
+            "app.toml: [server] prot: there is no such key (did you mean 'port'?)",
+        ),
+        (
+            f'[sever]\nport = "{CANARY}"',
+            "app.toml: [sever]: there is no such table (did you mean 'server'?)",
+        ),
+        (
+            f'[server]\nport = "{CANARY}"',
+            "app.toml: [server] port: input should be a valid integer, unable to"
+            " parse string as an integer",
+        ),
+        (
+            "[server]\nport = 70000",
+            "app.toml: [server] port: input should be less than or equal to 65535",
+        ),
+        (
+            "[llm]\ndeadline_seconds = -1",
+            "app.toml: [llm] deadline_seconds: input should be greater than 0",
+        ),
+        (
+            f'[log]\nlevel = "{CANARY}"',
+            "app.toml: [log] level: input should be 'DEBUG', 'INFO', 'WARNING' or"
+            " 'ERROR'",
+        ),
+        (
+            '[modules]\nenabled = ["users", "auht"]',
+            "app.toml: [modules] enabled: there is no module 'auht' (did you mean"
+            " 'auth'?)",
+        ),
+        (
+            '[llm]\nprovider = "mian"\n[providers.main]\ntype = "echo"',
+            "app.toml: [llm] provider: this names no table under [providers]"
+            " (did you mean 'main'?)",
+        ),
+        (
+            '[llm]\nprovider = "main"\n[providers.main]\ntype = "opneai"',
+            "app.toml: [providers.main] type: there is no such type of provider"
+            " (did you mean 'openai'?)",
+        ),
+        (
+            '[llm]\nprovider = "main"\n[providers.main]\ntype = "openai"\n'
+            f'base_url = "http://x/v1"\nmodel = "m"\napi_kye = "{CANARY}"',
+            "app.toml: [providers.main] api_kye: there is no such key (did you mean"
+            " 'api_key'?)",
+        ),
+        (
+            '[llm]\nprovider = "main"\n[providers.main]\ntype = "openai"\n'
+            'base_url = "http://x/v1"\nmodel = "m"\napi_key = "${NOT_SET_ANYWHERE}"',
+            "app.toml: [providers.main] api_key: the variable NOT_SET_ANYWHERE is not"
+            " set",
+        ),
+        (
+            '[auth]\nsecret_file = "/nowhere/to/be/found"',
+            "app.toml: [auth] secret_file: this file cannot be read",
+        ),
+        (
+            f'[auth]\nsecret = "{CANARY}"\nsecret_file = "/nowhere"',
+            "app.toml: [auth] secret_file: secret is given as well: one of them has"
+            " to go",
+        ),
+        (
+            f'[auth]\nsecret = "{CANARY}"',
+            "app.toml: [auth] secret: shorter than 32 bytes (make one with"
+            " `openssl rand -hex 32`)",
+        ),
+        ('llm = "canary-51c2e0f7"', "app.toml: [llm]: must be a table"),
+        (
+            f'[providers]\nmain = "{CANARY}"',
+            "app.toml: [providers] main: input should be a valid dictionary",
+        ),
+        (f'[server]\nport = {CANARY}"', "app.toml: not valid TOML (at line 2, column"),
+        (f"key = '{CANARY}", "app.toml: not valid TOML (at"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_one_readable_line(
+    text: str, line: str, tmp_path: Path
+) -> None:
+    needed = "" if "[llm]" in text or "llm =" in text else ECHO
+    if "[providers]" in text:
+        needed = ""
+    (found,) = refusal(f"{text}\n{needed}", tmp_path)
+    assert found.startswith(line)
+
+
+def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
+    text = f'[server]\nprot = 1\nhots = "{CANARY}"\n[auth]\nisuer = "x"\n[sever]\na = 1'
+    lines = refusal(f"{text}\n{ECHO}", tmp_path)
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (
+            "VOPROS_SERVER__PROT",
+            "environment VOPROS_SERVER__PROT: [server] prot: there is no such key"
+            " (did you mean 'port'?)",
+        ),
+        (
+            "VOPROS_SERVER__PORT",
+            "environment VOPROS_SERVER__PORT: [server] port: input should be a valid",
+        ),
+        (
+            "VOPROS_SEVER__PORT",
+            "environment VOPROS_SEVER__PORT: [sever]: there is no such table",
+        ),
+        ("VOPROS_SERVER", "environment VOPROS_SERVER: [server]: must be a table"),
+        (
+            "VOPROS_PROVIDERS__ECHO",
+            "environment VOPROS_PROVIDERS__ECHO: [providers] echo: input should be",
+        ),
+        (
+            "VOPROS_LLM__PROVIDER",
+            "environment VOPROS_LLM__PROVIDER: [llm] provider: this names no table",
+        ),
+        (
+            "VOPROS_AUTH__SECRET",
+            "environment VOPROS_AUTH__SECRET: [auth] secret: shorter than",
+        ),
+        (
+            "VOPROS_AUTH__SECRET_FILE",
+            "environment VOPROS_AUTH__SECRET_FILE: [auth] secret_file: this file",
+        ),
+        (
+            "VOPROS_SERVER__PORT__DEEPER",
+            "environment VOPROS_SERVER__PORT__DEEPER: port is not a table",
+        ),
+    ],
+)
+def test_what_is_wrong_in_the_environment_names_the_variable(
+    name: str, line: str, tmp_path: Path
+) -> None:
+    written = "[server]\nport = 1\n" if "DEEPER" in name else ""
+    (found,) = refusal(written + ECHO, tmp_path, {name: CANARY})
+    assert found.startswith(line)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StartRefused, match=r"nowhere\.toml: No such file"):
+        load_settings(tmp_path / "nowhere.toml", {})
+    with pytest.raises(StartRefused, match="Is a directory"):
+        load_settings(tmp_path, {})
+    (tmp_path / "latin").write_bytes(b'[log]\nlevel = "\xff"')
+    with pytest.raises(StartRefused, match="latin: not valid TOML"):
+        load_settings(tmp_path / "latin", {})
+
+
+# Secrets.
+
+
+def test_a_secret_comes_from_a_file_a_variable_or_a_variables_file(
+    tmp_path: Path,
+) -> None:
+    def secret(text: str, env: dict[str, str]) -> str | None:
+        found = load(f"{ECHO}[auth]\n{text}", tmp_path, env).section(AuthSettings)
+        return found.secret.get_secret_value() if found.secret else None
+
+    kept = tmp_path / "kept"
+    kept.write_text(f"{SECRET}\n")
+    file = str(kept)
+    assert secret("", {}) is None
+    assert secret(f'secret = "{SECRET}"', {}) == SECRET
+    assert secret("", {"VOPROS_AUTH__SECRET": SECRET}) == SECRET
+    assert secret(f'secret_file = "{file}"', {}) == SECRET
+    assert secret("", {"VOPROS_AUTH__SECRET_FILE": file}) == SECRET
+    assert secret('secret = "${SIGNING}"', {"SIGNING": SECRET}) == SECRET
+    assert secret('secret = "${SIGNING}"', {"SIGNING_FILE": file}) == SECRET
+    # Compose passes on a variable that nobody set as an empty one.
+    assert secret("", {"VOPROS_AUTH__SECRET_FILE": ""}) is None
+
+
+def test_a_secrets_file_and_its_value_obey_the_layers(tmp_path: Path) -> None:
+    def secret(text: str, env: dict[str, str]) -> str:
+        found = load(f"{ECHO}[auth]\n{text}", tmp_path, env).section(AuthSettings)
+        assert found.secret is not None
+        return found.secret.get_secret_value()
+
+    kept = tmp_path / "kept"
+    kept.write_text(SECRET[::-1])
+    below = f'secret_file = "{kept}"'
+    assert secret(below, {"VOPROS_AUTH__SECRET": SECRET}) == SECRET
+    above = {"VOPROS_AUTH__SECRET_FILE": str(kept)}
+    assert secret(f'secret = "{SECRET}"', above) == SECRET[::-1]
+
+
+def test_a_reference_may_be_a_part_of_a_value(tmp_path: Path) -> None:
+    text = ECHO + '[database]\nurl = "sqlite:///${FOLDER}/${NAME}.db"'
+    settings = load(text, tmp_path, {"FOLDER": "/data", "NAME": "vopros"})
+    url = settings.section(DatabaseSettings).url.get_secret_value()
+    assert url == "sqlite:////data/vopros.db"
+
+
+def test_only_providers_that_can_be_reached_need_their_variables(
+    tmp_path: Path,
+) -> None:
+    other = (
+        '[providers.other]\ntype = "openai"\nbase_url = "http://x/v1"\nmodel = "m"\n'
+        'api_key = "${NOT_SET_ANYWHERE}"\n'
+    )
+    load(ECHO + other, tmp_path)
+    lines = refusal(ECHO + other, tmp_path, {"VOPROS_LLM__FALLBACK": "other"})
+    assert "NOT_SET_ANYWHERE is not set" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "short",
+        "change-me-change-me-change-me-change-me",
+        "your-secret-key-here-your-secret-key",
+        "a" * 64,
+        "abababababababababababababababab",
+        "12345678901234567890123456789012",
+        "0123456789abcdef0123456789abcdef",
+        "abcdefghijklmnopqrstuvwxyz012345",
+        "correcthorsecorrecthorsecorrecthorse",
+    ],
+)
+def test_a_secret_that_can_be_guessed_is_weak(secret: str) -> None:
+    assert weakness(secret) is not None
+
+
+def test_random_secrets_are_not_weak() -> None:
+    for _ in range(200):
+        assert weakness(os.urandom(32).hex()) is None
+        assert not is_guessable(os.urandom(24).hex())
+
+
+# The start matrix: who must be given a secret, and which one will do.
+
+EMBEDDED = "127.0.0.1"
+SECRETS = {
+    "missing": (None, "a signing secret is needed on this server"),
+    "short": ("canary-51c2", "shorter than 32 bytes"),
+    "placeholder": (f"{CANARY}-change-me-{CANARY}", "this is a placeholder"),
+    "repeating": ("canary7-" * 5, "it can be guessed"),
+    "good": (SECRET, None),
+}
+
+
+@pytest.mark.parametrize("host", [EMBEDDED, "0.0.0.0"])
+@pytest.mark.parametrize("kind", SECRETS)
+def test_C9_a_server_starts_with_a_good_secret_only(
+    host: str, kind: str, tmp_path: Path
+) -> None:
+    secret, problem = SECRETS[kind]
+    file = tmp_path / "app.toml"
+    file.write_text(f'{ECHO}[database]\nurl = "sqlite:///{tmp_path}/vopros.db"\n')
+    env = {"VOPROS_SERVER__HOST": host}
+    if secret is not None:
+        env["VOPROS_AUTH__SECRET"] = secret
+    if problem is None or (kind == "missing" and host == EMBEDDED):
+        with serving("--config", file, env=env) as server:
+            assert server.end() == 0
+        assert "Traceback" not in server.log
+    else:
+        refused = vopros("--config", file, "serve", "--port", "0", env=env)
+        assert_refused(refused, "[auth] secret: ", problem, code=78)
+        assert secret is None or secret not in refused.stderr
+        assert not (tmp_path / "signing.secret").exists()
+
+
+def test_C9_postgresql_needs_a_secret_even_on_loopback(tmp_path: Path) -> None:
+    text = ECHO + '[database]\nurl = "postgresql+asyncpg://localhost/vopros"'
+    (line,) = refusal(text, tmp_path)
+    assert "a signing secret is needed on this server" in line
+    assert "VOPROS_AUTH__SECRET" in line
+
+
+def test_a_secret_made_at_the_first_start_is_kept_private_and_used_again(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "app.toml"
+    file.write_text(f'{ECHO}[database]\nurl = "sqlite:///{tmp_path}/vopros.db"\n')
+    kept = tmp_path / "signing.secret"
+
+    def start() -> str:
+        with serving("--config", file) as server:
+            assert server.end() == 0
+        assert "Traceback" not in server.log
+        return server.log
+
+    log = start()
+    secret = kept.read_text().strip()
+    assert len(bytes.fromhex(secret)) == 32
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert str(kept) in log
+    assert secret not in log
+    assert [p.name for p in tmp_path.glob("signing*")] == ["signing.secret"]
+
+    log = start()
+    assert kept.read_text().strip() == secret
+    assert str(kept) not in log
+    assert secret not in log
+
+    kept.chmod(0o640)
+    log = start()
+    assert "auth.secret_exposed" in log
+    assert str(kept) in log
+    assert "0640" in log
+    assert secret not in log
+
+    kept.write_text("short")
+    refused = vopros("--config", file, "serve", "--port", "0")
+    assert_refused(refused, str(kept), "shorter than 32 bytes")
+
+
+# `auto`.
+
+
+def test_auto_settles_on_a_demonstration_on_the_embedded_server_only(
+    tmp_path: Path,
+) -> None:
+    text = (
+        f'[llm]\nauto = ["echo"]\n[providers.echo]\ntype = "echo"\n'
+        f'[auth]\nsecret = "{SECRET}"\n'
+    )
+    load(text, tmp_path)
+    env = {"VOPROS_SERVER__HOST": "0.0.0.0"}
+    (line,) = refusal(text, tmp_path, env)
+    assert "[llm] provider: auto found nothing usable: echo: a demonstration" in line
+    assert "llm.allow_demo" in line
+    load(text, tmp_path, env | {"VOPROS_LLM__ALLOW_DEMO": "true"})
+    # Asked for by name it is no surprise.
+    load(text, tmp_path, env | {"VOPROS_LLM__PROVIDER": "echo"})
+
+
+def test_a_file_without_a_table_of_modules_enables_those_in_the_tree(
+    tmp_path: Path,
+) -> None:
+    names = {module.name for module in load(ECHO, tmp_path).modules}
+    assert names == {"users", "auth", "providers", "questions"}
+
+
+def test_the_tables_of_a_disabled_module_are_no_mistake(tmp_path: Path) -> None:
+    text = DEFAULT_FILE.read_text(encoding="utf-8")
+    settings = load(text, tmp_path, {"VOPROS_MODULES__ENABLED": "users"})
+    assert [module.name for module in settings.modules] == ["users"]
+
+
+def test_the_log_can_be_json(tmp_path: Path) -> None:
+    file = tmp_path / "app.toml"
+    file.write_text(
+        f'{ECHO}[database]\nurl = "sqlite:///{tmp_path}/vopros.db"\n'
+        '[log]\nformat = "json"\n'
+    )
+    with serving("--config", file) as server:
+        server.end()
+    events = [json.loads(line) for line in server.log.splitlines()]
+    assert {"event", "level", "timestamp"} <= events[0].keys()
+    assert any("Swagger" in event["event"] for event in events)
+    assert load_settings(file, {}).section(LogSettings).format == "json"
+
+
+# `config check` and `config show`.
+
+LITERAL = f"""
+[llm]
+provider = "main"
+system_prompt = "Be brief."
+[auth]
+secret = "{SECRET}"
+[database]
+url = "postgresql+asyncpg://keeper:{CANARY}@localhost/vopros"
+password = "{CANARY}"
+[providers.main]
+type = "openai"
+base_url = "https://user:{CANARY}@example.org/v1"
+model = "m"
+api_key = "{CANARY}"
+proxy = "http://user:{CANARY}@proxy:1080"
+[providers.main.headers]
+X-Whatever = "{CANARY}"
+[providers.spare]
+type = "openai"
+api_key = "${{SPARE_KEY}}"
+"""
+
+
+def shown(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
+    """Each key with its value and its source."""
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"^(\S+) = (.*)  # (.*)$", done.stdout, re.MULTILINE)
+    return {key: (value, origin) for key, value, origin in lines}
+
+
+def test_config_show_masks_secrets_and_names_the_source_of_each_value(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "app.toml"
+    file.write_text(LITERAL.replace(f"user:{CANARY}@example", "example"))
+    env = {"VOPROS_LLM__MAX_TOKENS": "77", "SPARE_KEY": CANARY}
+    done = vopros("--config", file, "config", "show", env=env)
+    values = shown(done)
+    assert CANARY not in done.stdout + done.stderr
+    assert SECRET not in done.stdout
+    source = str(file)
+    assert values["llm.system_prompt"] == ('"Be brief."', source)
+    assert values["llm.max_tokens"] == ("77", "environment VOPROS_LLM__MAX_TOKENS")
+    assert values["server.port"] == ("8000", "default")
+    for key in ("auth.secret", "database.url", "database.password"):
+        assert values[key] == ("**********", source)
+    for key in ("api_key", "proxy", "headers.X-Whatever"):
+        assert "**********" in values[f"providers.main.{key}"][0]
+    assert values["providers.main.base_url"][0] == '"https://example.org/v1"'
+    assert values["providers.spare.api_key"][0] == '"${SPARE_KEY}"'
+
+
+def test_config_show_masks_an_address_that_holds_a_password(tmp_path: Path) -> None:
+    file = tmp_path / "app.toml"
+    unused = LITERAL.replace('provider = "main"', 'provider = "echo"')
+    file.write_text(f'{unused}\n[providers.echo]\ntype = "echo"\n')
+    done = vopros("--config", file, "config", "show")
+    assert "**********" in shown(done)["providers.main.base_url"][0]
+    assert CANARY not in done.stdout + done.stderr
+
+
+def test_config_check_says_whether_anything_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "app.toml"
+    file.write_text(ECHO)
+    fine = vopros("--config", file, "config", "check")
+    assert (fine.returncode, fine.stderr) == (0, "")
+    assert fine.stdout == f"{file}: nothing wrong\n"
+    file.write_text(f"{ECHO}[server]\nprot = '{CANARY}'\n")
+    refused = vopros("--config", file, "config", "check")
+    assert_refused(refused, f"{file}: [server] prot: ", "did you mean 'port'?", code=78)
+    assert CANARY not in refused.stderr
+    missing = vopros("--config", tmp_path / "nowhere.toml", "config", "check")
+    assert_refused(missing, "nowhere.toml: No such file", code=78)
+
+
+def test_several_findings_are_one_error_that_lists_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationRefused) as raised:
+        load(f"{ECHO}[server]\na = 1\nb = 2", tmp_path)
+    assert [finding.key for finding in raised.value.findings] == ["a", "b"]
