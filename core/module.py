@@ -123,7 +123,7 @@ def load_entry_point(entry: EntryPoint) -> Any:
     """Load third-party code; whatever it raises is told with its distribution."""
     try:
         return entry.load()
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         origin = describe_origin(entry)
         raise StartRefused(f"{origin} cannot be loaded: {type(exc).__name__}") from exc
 
