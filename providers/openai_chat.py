@@ -17,7 +17,12 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
-from aiohttp_socks import ProxyConnector, ProxyError
+from aiohttp_socks import (
+    ProxyConnectionError,
+    ProxyConnector,
+    ProxyError,
+    ProxyTimeoutError,
+)
 from multidict import CIMultiDict
 from pydantic import (
     BaseModel,
@@ -292,13 +297,9 @@ def _translated() -> Iterator[None]:
         yield
     except ProviderError:
         raise
-    except TimeoutError:
+    except (TimeoutError, ProxyTimeoutError):
         raise ProviderTimeout from None
-    except (
-        aiohttp.ClientConnectorCertificateError,
-        aiohttp.ClientSSLError,
-        ssl.SSLError,  # through a SOCKS proxy it arrives bare
-    ):
+    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError):
         raise ProviderTls from None
     except aiohttp.ClientHttpProxyError:
         raise ProviderUnreachable from None
@@ -306,8 +307,10 @@ def _translated() -> Iterator[None]:
         raise ProviderBadResponse from None
     except ValueError:  # a host that is no name at all: InvalidURL, UnicodeError
         raise ProviderMisconfigured from None
-    except (aiohttp.ClientError, OSError, ProxyError):
-        raise ProviderUnreachable from None
+    except (aiohttp.ClientError, OSError, ProxyError, ProxyConnectionError) as exc:
+        # Through a SOCKS proxy a bad certificate is known by its cause alone.
+        is_tls = isinstance(exc.__cause__, ssl.SSLError)
+        raise (ProviderTls if is_tls else ProviderUnreachable) from None
 
 
 def _http_proxy(options: OpenAIOptions) -> str | None:
