@@ -130,5 +130,11 @@ class Unavailable(DomainError):
     retry_after_seconds = 5
 
 
+class ClientGone(Exception):
+    """Whoever asked has hung up; nobody is left to answer."""
+
+    code = "client_gone"
+
+
 class StartRefused(Exception):
     """The application cannot start; the message is one line for its operator."""

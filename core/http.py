@@ -16,7 +16,7 @@ from fastapi import Depends, Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.errors import HeadersTooLarge, Internal, Malformed
+from core.errors import ClientGone, HeadersTooLarge, Internal, Malformed
 from core.problems import problem_response
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,6 @@ _SAFE_HEADERS = (
 
 class BadHost(Malformed):
     """The Host header is missing, malformed or not one of this server's names."""
-
-
-class ClientGone(Exception):
-    """The client closed its connection; nobody is left to answer."""
 
 
 class RequestStep:

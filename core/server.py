@@ -23,11 +23,15 @@ _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
-    """Announces itself once it listens, and stops being ready once told to end."""
+    """Announces itself once it listens, and stops being ready once told to end.
+
+    The signals that told it are left in `told_by`.
+    """
 
     def __init__(self, config: uvicorn.Config, health: Health) -> None:
         super().__init__(config)
         self._health = health
+        self.told_by: list[int] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -58,7 +62,12 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._health.draining = True
-        super().handle_exit(sig, frame)
+        self.told_by.append(sig)
+        # Not uvicorn's own, which raises the signal again at the end of serving: that
+        # would end the process before the application is closed.
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
 
 
 async def serve(settings: Settings) -> None:
@@ -73,6 +82,9 @@ async def serve(settings: Settings) -> None:
         gc.set_threshold(50_000, 20, 20)
         server = Server(uvicorn_config(app, settings), app.state.services.get(Health))
         await server.serve()
+    for sig in server.told_by:
+        # Whoever started the process sees what ended it.
+        signal.raise_signal(sig)
     if not server.started:
         sys.exit(1)
 

@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from core.errors import Unavailable
 from core.text import storable
 from providers.public import (
+    FINISH_REASONS,
+    PROVIDER_ERRORS,
     Answer,
     AnswerTooLarge,
     ChatModel,
@@ -28,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _LONGEST_MODEL_NAME = 200
 _MOST_TOKENS = 2**31 - 1
+_LONGEST_WAIT_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,18 @@ class FailoverChat:
         try:
             return await self._collect(backend, request)
         except ProviderError as error:
-            _log_failure(backend, error)
-            raise
-        except Exception as exc:
-            # Not chained: what a plugin raises may hold its key.
-            bug = ProviderBug()
-            _log_failure(backend, bug, raised=type(exc).__name__)
-            raise bug from None
+            failure, raised = _without_words(error), ""
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled us: it leaked out of the plugin.
+            failure, raised = ProviderBug(), type(exc).__name__
+        except (Exception, SystemExit) as exc:
+            failure, raised = ProviderBug(), type(exc).__name__
+        _log_failure(backend, failure, raised)
+        # Raised only here, and so with no context: that may hold the provider's key.
+        raise failure
 
     async def _collect(self, backend: Backend, request: ChatRequest) -> Answer:
         pieces: list[str] = []
@@ -118,16 +127,26 @@ def _answer(provider: str, text: str, finish: Finish) -> Answer:
         _clamped(finish.usage.prompt_tokens), _clamped(finish.usage.completion_tokens)
     )
     model = storable(finish.model)[:_LONGEST_MODEL_NAME]
+    reason = finish.reason if finish.reason in FINISH_REASONS else "other"
     # Answers are untrusted bytes: PostgreSQL refuses NUL, UTF-8 lone surrogates.
-    return Answer(storable(text), provider, model, finish.reason, usage)
+    return Answer(storable(text), provider, model, reason, usage)
 
 
 def _clamped(tokens: int | None) -> int | None:
-    return None if tokens is None else max(0, min(tokens, _MOST_TOKENS))
+    return None if tokens is None else max(0, min(int(tokens), _MOST_TOKENS))
 
 
-def _log_failure(backend: Backend, error: ProviderError, raised: str = "") -> None:
-    fields = {"provider": backend.name, "code": error.code}
+def _without_words(error: ProviderError) -> ProviderError:
+    """The same kind of error, with nothing in it that a backend or a plugin said."""
+    kind = next((k for k in PROVIDER_ERRORS if isinstance(error, k)), ProviderBug)
+    wait = error.retry_after_seconds
+    if not issubclass(kind, Unavailable) or not isinstance(wait, int):
+        return kind()
+    return kind(retry_after_seconds=max(1, min(wait, _LONGEST_WAIT_SECONDS)))
+
+
+def _log_failure(backend: Backend, failure: ProviderError, raised: str) -> None:
+    fields = {"provider": backend.name, "code": failure.code}
     log.warning(
         "provider.failed", extra=fields | ({"raised": raised} if raised else {})
     )

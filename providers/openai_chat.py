@@ -5,18 +5,34 @@ API reference: https://platform.openai.com/docs/api-reference/chat/create
 
 import asyncio
 import json
+import math
+import re
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Annotated, Any, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
-from aiohttp_socks import ProxyConnector, ProxyError
-from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
+from aiohttp_socks import (
+    ProxyConnectionError,
+    ProxyConnector,
+    ProxyError,
+    ProxyTimeoutError,
+)
+from multidict import CIMultiDict
+from pydantic import (
+    BaseModel,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from core.settings import is_loopback
 from providers.hooks import hookimpl
@@ -43,9 +59,11 @@ from providers.public import (
 )
 
 _LONGEST_BODY = 1024 * 1024
-_LONGEST_WAIT = 60
-_DEFAULT_WAIT = 5
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]+", re.ASCII)
+# What says where a request ends, and how its answer may be packed, is not to be set.
+_OUR_HEADERS = {"accept-encoding", "connection", "content-length", "transfer-encoding"}
 
 
 class OpenAIOptions(ProviderOptions):
@@ -57,37 +75,66 @@ class OpenAIOptions(ProviderOptions):
     headers: dict[str, SecretStr] = Field(default_factory=dict)
     proxy: SecretStr | None = None
     max_concurrency: int = Field(2_000, gt=0)
-    connect_seconds: float = Field(5, gt=0)
-    first_byte_seconds: float = Field(30, gt=0)
+    connect_seconds: float = Field(5, gt=0, le=3600)
+    first_byte_seconds: float = Field(30, gt=0, le=3600)
 
     @model_validator(mode="after")
     def _check(self) -> "OpenAIOptions":
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        self._check_headers()
+        sends_secret = self.api_key is not None or bool(self.headers)
+        url = _address(self.base_url)
+        if url is None or url.scheme not in ("http", "https"):
             raise ValueError("base_url must be an http:// or https:// address")
-        sends_secret = self.api_key is not None or self.headers
-        if parts.scheme == "http" and sends_secret and not is_loopback(parts.hostname):
+        if url.username is not None or url.query or url.fragment:
+            raise ValueError("base_url must not hold a password, a query or a fragment")
+        is_near = is_loopback(url.hostname or "")
+        if url.scheme == "http" and sends_secret and not is_near:
             raise ValueError("base_url must be https:// where a key is sent")
         if self.proxy is not None:
-            proxy = urlsplit(self.proxy.get_secret_value())
-            if proxy.scheme not in _PROXY_SCHEMES or not proxy.hostname:
-                raise ValueError(f"proxy must be one of {', '.join(_PROXY_SCHEMES)}")
-        secrets = [self.api_key, *self.headers.values()]
-        if any(s and not _is_header(s.get_secret_value()) for s in secrets):
-            raise ValueError("api_key and headers must be printable ASCII")
+            proxy = _address(self.proxy.get_secret_value())
+            if proxy is None or proxy.scheme not in _PROXY_SCHEMES or not proxy.port:
+                known = ", ".join(_PROXY_SCHEMES)
+                raise ValueError(f"proxy must be {known}, with a host and a port")
         return self
 
+    def _check_headers(self) -> None:
+        secrets = [self.api_key, *self.headers.values()]
+        values = [secret.get_secret_value() for secret in secrets if secret is not None]
+        if not all(map(_HEADER_VALUE.fullmatch, values)):
+            raise ValueError("api_key and headers must be printable ASCII, not empty")
+        for name in self.headers:
+            if not _HEADER_NAME.fullmatch(name) or name.lower() in _OUR_HEADERS:
+                raise ValueError("headers must have names that may be set")
 
-def _is_header(text: str) -> bool:
-    return text.isascii() and text.isprintable()
+
+def _address(text: str) -> SplitResult | None:
+    """The parts of a URL; None when it has no host, or a port that is none.
+
+    The parser's own words repeat what they are about, a password perhaps.
+    """
+    try:
+        parts = urlsplit(text)
+        has_place = parts.hostname and parts.port != 0
+    except ValueError:
+        return None
+    return parts if has_place else None
 
 
 class OpenAIChat:
-    """One backend that speaks chat completions, over one HTTP session."""
+    """One backend that speaks chat completions, over one HTTP session.
 
-    def __init__(self, options: OpenAIOptions, session: aiohttp.ClientSession) -> None:
+    `fresh` is a second one, whose connections have never been used before.
+    """
+
+    def __init__(
+        self,
+        options: OpenAIOptions,
+        session: aiohttp.ClientSession,
+        fresh: aiohttp.ClientSession,
+    ) -> None:
         self._options = options
         self._session = session
+        self._fresh = fresh
         self._url = options.base_url.rstrip("/") + "/chat/completions"
         self._proxy = _http_proxy(options)
 
@@ -116,27 +163,24 @@ class OpenAIChat:
         return payload
 
     async def _post(self, payload: bytes) -> bytes:
-        seen = SimpleNamespace(reused=False)
+        seen = SimpleNamespace(reused=False, answered=False)
         try:
-            return await self._post_once(payload, seen)
+            return await self._post_once(self._session, payload, seen)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             # The backend had closed a connection that was kept for it, and took no
             # request from it: the one case in which asking again is not a retry.
             if not seen.reused or seen.answered:
                 raise
-        return await self._post_once(payload, SimpleNamespace(), fresh=True)
+        # Other kept connections may be just as dead.
+        return await self._post_once(self._fresh, payload, seen)
 
     async def _post_once(
-        self, payload: bytes, seen: SimpleNamespace, *, fresh: bool = False
+        self, session: aiohttp.ClientSession, payload: bytes, seen: SimpleNamespace
     ) -> bytes:
-        seen.answered = False
-        async with asyncio.timeout(None) as first_byte:
-            loop = asyncio.get_running_loop()
-            first_byte.reschedule(loop.time() + self._options.first_byte_seconds)
-            async with self._session.post(
+        async with asyncio.timeout(self._options.first_byte_seconds) as first_byte:
+            async with session.post(
                 self._url,
                 data=payload,
-                headers={"Connection": "close"} if fresh else None,
                 allow_redirects=False,
                 proxy=self._proxy,
                 trace_request_ctx=seen,
@@ -150,7 +194,7 @@ class OpenAIChat:
 def _check_status(response: aiohttp.ClientResponse) -> None:
     status = response.status
     if status == 200:
-        encoding = response.headers.get("Content-Encoding", "identity")
+        encoding = response.headers.get("Content-Encoding", "identity").lower()
         if encoding != "identity" or response.content_type != "application/json":
             raise ProviderBadResponse
         return
@@ -179,20 +223,15 @@ _REASONS: dict[str, FinishReason] = {
 }
 
 
-def _retry_after(value: str) -> int:
-    """Seconds to tell our own client, 1 to 60, whatever the backend said."""
+def _retry_after(value: str) -> int | None:
+    """The seconds that a backend asks us to wait, None when it says nothing usable."""
     if value.isascii() and value.isdigit():
-        return max(1, min(int(value[:9]), _LONGEST_WAIT))
-    return _seconds_until(value)
-
-
-def _seconds_until(date: str) -> int:
+        return int(value[:9])
     try:
-        moment = parsedate_to_datetime(date)
-        seconds = (moment - datetime.now(UTC)).total_seconds()
+        moment = parsedate_to_datetime(value)
+        return math.ceil((moment - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError, OverflowError):
-        return _DEFAULT_WAIT
-    return max(1, min(int(seconds) + 1, _LONGEST_WAIT))
+        return None
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
@@ -206,18 +245,32 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
+T = TypeVar("T")
+
+
+def _or_none(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
+
+# What an answer can do without does not spoil it, in whatever form it comes.
+Lenient = Annotated[T | None, WrapValidator(_or_none)]
+
+
 class _Message(BaseModel):
-    content: str = Field(min_length=1)
+    content: str
 
 
 class _Choice(BaseModel):
     message: _Message
-    finish_reason: str | None = None
+    finish_reason: Lenient[str] = None
 
 
 class _Counts(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Lenient[int] = None
+    completion_tokens: Lenient[int] = None
 
     def counts(self) -> Usage:
         return Usage(self.prompt_tokens, self.completion_tokens)
@@ -225,8 +278,8 @@ class _Counts(BaseModel):
 
 class _Completion(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
-    model: str | None = None
-    usage: _Counts | None = None
+    model: Lenient[str] = None
+    usage: Lenient[_Counts] = None
 
 
 def _parse(body: bytes) -> _Completion:
@@ -244,14 +297,20 @@ def _translated() -> Iterator[None]:
         yield
     except ProviderError:
         raise
-    except TimeoutError:
+    except (TimeoutError, ProxyTimeoutError):
         raise ProviderTimeout from None
     except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError):
         raise ProviderTls from None
+    except aiohttp.ClientHttpProxyError:
+        raise ProviderUnreachable from None
     except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError):
         raise ProviderBadResponse from None
-    except (aiohttp.ClientError, OSError, ProxyError):
-        raise ProviderUnreachable from None
+    except ValueError:  # a host that is no name at all: InvalidURL, UnicodeError
+        raise ProviderMisconfigured from None
+    except (aiohttp.ClientError, OSError, ProxyError, ProxyConnectionError) as exc:
+        # Through a SOCKS proxy a bad certificate is known by its cause alone.
+        is_tls = isinstance(exc.__cause__, ssl.SSLError)
+        raise (ProviderTls if is_tls else ProviderUnreachable) from None
 
 
 def _http_proxy(options: OpenAIOptions) -> str | None:
@@ -259,12 +318,11 @@ def _http_proxy(options: OpenAIOptions) -> str | None:
     return proxy if proxy.startswith("http") else None
 
 
-def _connector(options: OpenAIOptions) -> aiohttp.TCPConnector:
-    shared: dict[str, Any] = {
-        "limit": options.max_concurrency,
-        "keepalive_timeout": 15,
-        "ssl": ssl.create_default_context(),
-    }
+def _connector(
+    options: OpenAIOptions, trust: ssl.SSLContext, *, keeps: bool
+) -> aiohttp.TCPConnector:
+    shared: dict[str, Any] = {"limit": options.max_concurrency, "ssl": trust}
+    shared |= {"keepalive_timeout": 15} if keeps else {"force_close": True}
     proxy = options.proxy.get_secret_value() if options.proxy else ""
     if proxy.startswith("socks"):
         # socks5h leaves the look-up of names to the proxy.
@@ -274,8 +332,13 @@ def _connector(options: OpenAIOptions) -> aiohttp.TCPConnector:
     return aiohttp.TCPConnector(**shared)
 
 
-def _session(options: OpenAIOptions) -> aiohttp.ClientSession:
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+def _session(
+    options: OpenAIOptions, connector: aiohttp.TCPConnector
+) -> aiohttp.ClientSession:
+    # Names that differ in case only are one header, the configured one.
+    headers = CIMultiDict(
+        {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+    )
     if options.api_key is not None:
         headers["Authorization"] = f"Bearer {options.api_key.get_secret_value()}"
     for name, value in options.headers.items():
@@ -283,7 +346,7 @@ def _session(options: OpenAIOptions) -> aiohttp.ClientSession:
     tracing = aiohttp.TraceConfig()
     tracing.on_connection_reuseconn.append(_note_reuse)
     return aiohttp.ClientSession(
-        connector=_connector(options),
+        connector=connector,
         headers=headers,
         # Neither the environment's proxies nor the backend's cookies concern us.
         trust_env=False,
@@ -302,9 +365,13 @@ async def _note_reuse(session: Any, context: Any, params: Any) -> None:
 
 @asynccontextmanager
 async def open_openai(name: str, options: OpenAIOptions) -> AsyncIterator[OpenAIChat]:
-    """One session for as long as the provider is open."""
-    async with _session(options) as session:
-        yield OpenAIChat(options, session)
+    """Two sessions for as long as the provider is open."""
+    trust = ssl.create_default_context()
+    async with (
+        _session(options, _connector(options, trust, keeps=True)) as session,
+        _session(options, _connector(options, trust, keeps=False)) as fresh,
+    ):
+        yield OpenAIChat(options, session, fresh)
 
 
 @hookimpl

@@ -1,11 +1,11 @@
 """Opening the providers of a plan: all that are named, or the first that `auto` can."""
 
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from core.errors import StartRefused
 from providers.failover import Backend
-from providers.public import ProviderNotUsable
+from providers.public import ChatModel, ProviderNotUsable
 from providers.registry import Configured, Plan
 
 log = logging.getLogger(__name__)
@@ -47,5 +47,23 @@ async def _open_first(plan: Plan, stack: AsyncExitStack) -> tuple[Backend, str]:
 
 
 async def _open(configured: Configured, stack: AsyncExitStack) -> Backend:
-    opened = configured.type.open(configured.name, configured.options)
-    return Backend(configured.name, await stack.enter_async_context(opened))
+    name = configured.name
+    try:
+        opened = configured.type.open(name, configured.options)
+        model = await opened.__aenter__()
+    except ProviderNotUsable:
+        raise
+    except (Exception, SystemExit) as exc:
+        # By its type alone: what a plugin raises may hold its key.
+        problem = f"its plugin failed to open it: {type(exc).__name__}"
+        raise StartRefused(f"provider {name!r}: {problem}") from None
+    stack.push_async_callback(_close, name, opened)
+    return Backend(name, model)
+
+
+async def _close(name: str, opened: AbstractAsyncContextManager[ChatModel]) -> None:
+    try:
+        await opened.__aexit__(None, None, None)
+    except (Exception, SystemExit) as exc:
+        fields = {"provider": name, "raised": type(exc).__name__}
+        log.error("provider.not_closed", extra=fields)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from core.errors import (
     DomainError,
@@ -15,6 +15,7 @@ from core.errors import (
 from core.settings import Section
 
 FinishReason = Literal["stop", "length", "filtered", "other"]
+FINISH_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ Only what the plan reaches is loaded, checked and opened: third-party code runs 
 configuration names it, and a provider nobody uses does not need its key.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeGuard
 
 import pluggy
 
@@ -16,6 +16,8 @@ from core.settings import Finding, Settings, nearest, read_table
 from providers.hooks import GROUP, PROJECT, Hooks
 from providers.public import ProviderOptions, ProviderType
 from providers.settings import AUTO, LlmSettings, ProviderTables
+
+_LONGEST_NAME = 100  # the name is stored with every answer
 
 
 @dataclass(frozen=True)
@@ -83,32 +85,31 @@ def _configure(
         problem = "this names no table under [providers]"
         return None, [Finding(origin, "llm", key, problem, hint)]
     path = ("providers", name)
-    entries = {entry.name: entry for entry in _entries()}
-    entry = entries.get(str(tables[name].get("type")))
-    if entry is None:
-        hint = nearest(str(tables[name].get("type")), entries)
-        problem = "there is no such type of provider"
-        where = raw.origin(*path, "type")
-        return None, [Finding(where, ".".join(path), "type", problem, hint)]
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        problem = f"must be at most {_LONGEST_NAME} printable characters"
+        return None, [Finding(raw.origin(*path), "providers", "", problem)]
     try:
-        kind = load_type(entry)
+        kind = _type_named(str(tables[name].get("type")))
     except StartRefused as exc:
-        return None, [Finding(raw.origin(*path), ".".join(path), "type", str(exc))]
+        where = raw.origin(*path, "type")
+        return None, [Finding(where, ".".join(path), "type", str(exc))]
     options, findings = read_table(raw, path, kind.options)
     if options is None:
         return None, findings
     return Configured(name, kind, options), []
 
 
-def _entries() -> Iterator[EntryPoint]:
-    """Installed provider plugins. Raises StartRefused for a name given twice."""
-    seen: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=GROUP):
-        if entry.name in seen:
-            both = f"{describe_origin(seen[entry.name])} and {describe_origin(entry)}"
-            raise StartRefused(f"two packages bring the same provider: {both}")
-        seen[entry.name] = entry
-        yield entry
+def _type_named(name: str) -> ProviderType:
+    """Find and load one type. Raises StartRefused when no plugin or two bring it."""
+    installed = entry_points(group=GROUP)
+    found = list(installed.select(name=name))
+    if not found:
+        hint = nearest(name, installed.names)
+        raise StartRefused(f"there is no such type of provider ({hint})")
+    if len(found) > 1:
+        origins = " and ".join(describe_origin(entry) for entry in found)
+        raise StartRefused(f"two packages bring the same provider: {origins}")
+    return load_type(found[0])
 
 
 def load_type(entry: EntryPoint) -> ProviderType:
@@ -127,10 +128,19 @@ def load_type(entry: EntryPoint) -> ProviderType:
         ) from None
     except StartRefused:
         raise
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise StartRefused(f"{origin} failed: {type(exc).__name__}") from exc
-    if len(found) != 1 or not isinstance(found[0], ProviderType):
+    if len(found) != 1 or not _is_complete(found[0]):
         raise StartRefused(f"{origin} does not return one ProviderType")
     if found[0].name != entry.name:
         raise StartRefused(f"{origin} returns a type of another name")
     return found[0]
+
+
+def _is_complete(found: Any) -> TypeGuard[ProviderType]:
+    """Whether a stranger's return value can be relied upon."""
+    if not isinstance(found, ProviderType):
+        return False
+    options: Any = found.options
+    has_options = isinstance(options, type) and issubclass(options, ProviderOptions)
+    return has_options and callable(found.open)

@@ -18,7 +18,7 @@ class LlmSettings(Section):
     system_prompt: str = ""
     temperature: float | None = Field(None, ge=0, le=2)
     max_tokens: int | None = Field(None, gt=0)
-    longest_answer_bytes: int = Field(262_144, gt=0)
+    longest_answer_bytes: int = Field(262_144, gt=0, le=1_048_576)
 
 
 class ProviderTables(NamedTables):

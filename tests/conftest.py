@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from modules.users.public import Role
 from tests.support.api import PASSWORD, Account, Api
 from tests.support.config import write_config
 from tests.support.postgres import Postgres
-from tests.support.upstream import KEY, Upstream
+from tests.support.upstream import KEY, Upstream, upstream_of_its_own
 
 DATABASES = ("sqlite", "postgresql")
 
@@ -98,10 +98,8 @@ async def database_url(databases: Databases, database_kind: str) -> str:
 @pytest.fixture(scope="module")
 async def upstream() -> AsyncIterator[Upstream]:
     """The language model of this test file."""
-    fake = Upstream()
-    await fake.start()
-    yield fake
-    await fake.stop()
+    async with upstream_of_its_own() as fake:
+        yield fake
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +114,7 @@ async def service(
     write_config(file, database_url, upstream.base_url)
     async with running(file) as found:
         yield found
-        await _assert_no_secret_in(found)
+        await assert_no_secret_in(found)
 
 
 @pytest.fixture
@@ -160,10 +158,10 @@ class Recorder(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(f"{record.getMessage()} {record.__dict__!r}")
+        self.lines.append(f"{self.format(record)} {record.__dict__!r}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def secrets_stay_inside() -> Iterator[Recorder]:
     recorder = Recorder()
     root = logging.getLogger()
@@ -185,7 +183,7 @@ def output_holds_no_secret(
         assert canary not in captured.err
 
 
-async def _assert_no_secret_in(service: Running) -> None:
+async def assert_no_secret_in(service: Running) -> None:
     async with Api(service.url).http as client:
         assert_no_canary((await client.get("/openapi.json")).text)
     async with service.service(Database).reading() as session:
@@ -201,9 +199,11 @@ def assert_no_canary(text: str) -> None:
 
 
 @asynccontextmanager
-async def served(file: Path) -> AsyncIterator[tuple[Running, Api]]:
+async def served(
+    file: Path, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[tuple[Running, Api]]:
     """A service of a configuration of the test's own, and a client."""
-    async with running(file) as found:
+    async with running(file, environ) as found:
         client = Api(found.url)
         try:
             yield found, client

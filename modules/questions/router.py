@@ -19,6 +19,7 @@ from modules.questions.service import (
     QuestionNotFound,
     Questions,
     QuestionWithdrawn,
+    ServerShutdown,
 )
 from providers.public import PROVIDER_ERRORS
 
@@ -30,7 +31,9 @@ Asks = Annotated[Questions, Depends(service(Questions))]
     "",
     status_code=201,
     summary="Ask a question",
-    responses=problem_responses(*PROVIDER_ERRORS, QuestionWithdrawn, NotStored),
+    responses=problem_responses(
+        *PROVIDER_ERRORS, QuestionWithdrawn, NotStored, ServerShutdown
+    ),
 )
 async def ask(
     body: AskQuestion, who: CurrentUser, caller: CurrentCaller, asks: Asks

@@ -9,7 +9,16 @@ from datetime import datetime
 from typing import Any
 
 from core.db import Database
-from core.errors import DomainError, FieldError, Gone, Invalid, NotFound, Unavailable
+from core.errors import (
+    ClientGone,
+    DomainError,
+    FieldError,
+    Gone,
+    Internal,
+    Invalid,
+    NotFound,
+    Unavailable,
+)
 from core.pages import cut_page, decode_cursor, encode_cursor
 from core.security import InvalidToken
 from core.text import is_blank
@@ -85,6 +94,7 @@ class Questions:
         self._db = db
         self._chat = chat
         self._settings = settings
+        self._asking: set[asyncio.Task[Any]] = set()
         self._settling: set[asyncio.Task[Question | None]] = set()
 
     async def ask(self, user_id: int, content: str, wait: Wait) -> Question:
@@ -99,24 +109,37 @@ class Questions:
         if row is None:
             raise InvalidToken
         # No connection is held from here until the answer is there.
-        outcome: dict[str, Any] = _interrupted("internal_error")
+        asker = asyncio.current_task()
+        assert asker is not None
+        self._asking.add(asker)
         try:
-            outcome = _answered(await wait(self._chat.answer(content)))
-        except ProviderError as error:
-            outcome = _failed(error)
-            error.members["question_id"] = row.id
-            raise
-        except asyncio.CancelledError:
-            outcome = _interrupted(ServerShutdown.code)
-            raise
-        except Exception as exc:
-            outcome = _interrupted(getattr(exc, "code", "internal_error"))
-            raise
-        finally:
+            outcome, failure = await self._outcome(content, wait)
             settled = await self._settle(row.id, outcome)
+        finally:
+            self._asking.discard(asker)
         if settled is None:
             raise QuestionWithdrawn
+        if isinstance(failure, DomainError):
+            failure.members["question_id"] = row.id
+        if failure is not None:
+            raise failure
         return settled
+
+    async def _outcome(
+        self, content: str, wait: Wait
+    ) -> tuple[dict[str, Any], Exception | None]:
+        """What to store, and what to raise once it is stored."""
+        try:
+            return _answered(await wait(self._chat.answer(content))), None
+        except ProviderError as failure:
+            return _ended(Status.FAILED, failure.code), failure
+        except ClientGone as failure:
+            return _ended(Status.INTERRUPTED, failure.code), failure
+        except asyncio.CancelledError:
+            # Only a server that ends cancels a request. Whoever waits is still told.
+            return _ended(Status.INTERRUPTED, ServerShutdown.code), ServerShutdown()
+        except Exception as failure:
+            return _ended(Status.INTERRUPTED, Internal.code), failure
 
     async def newest(self, user_id: int) -> list[Question]:
         """The user's own last questions of any status, newest first."""
@@ -152,7 +175,12 @@ class Questions:
         return [_question(row) for row in shown], following
 
     async def drain(self) -> None:
-        """Wait until every outcome that is known has been stored."""
+        """Interrupt what is still being asked, and wait until all is stored."""
+        for asker in self._asking:
+            asker.cancel()
+        while self._asking:
+            await asyncio.sleep(0.01)
+        # An asker who was cancelled once more has left its outcome to us.
         await asyncio.gather(*self._settling, return_exceptions=True)
 
     def _check(self, content: str) -> None:
@@ -206,12 +234,8 @@ def _answered(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _failed(error: ProviderError) -> dict[str, Any]:
-    return {"status": Status.FAILED, "error_code": error.code}
-
-
-def _interrupted(code: str) -> dict[str, Any]:
-    return {"status": Status.INTERRUPTED, "error_code": code}
+def _ended(status: Status, code: str) -> dict[str, Any]:
+    return {"status": status, "error_code": code}
 
 
 def _question(row: Any) -> Question:

@@ -5,6 +5,7 @@ It is a raw socket, because an HTTP library would not let it misbehave.
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -74,8 +75,11 @@ class Wire:
 
     async def closed_by_client(self) -> None:
         """Wait until the application has closed its end."""
-        while await self.reader.read(65536):
-            pass
+        try:
+            while await self.reader.read(65536):
+                pass
+        except ConnectionError:
+            pass  # closed as well
 
 
 Behaviour = Callable[[Wire, Received], Awaitable[None]]
@@ -114,6 +118,7 @@ class Upstream:
         self.connections = 0
         self.behaviour: Behaviour = answers
         self._server: asyncio.Server | None = None
+        self._scheme = "http"
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -124,10 +129,11 @@ class Upstream:
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self._scheme}://127.0.0.1:{self.port}/v1"
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+    async def start(self, tls: ssl.SSLContext | None = None) -> None:
+        self._scheme = "https" if tls else "http"
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=tls)
 
     async def stop(self) -> None:
         assert self._server is not None
@@ -185,6 +191,19 @@ class Upstream:
         finally:
             self._tasks.discard(task)
             writer.close()
+
+
+@asynccontextmanager
+async def upstream_of_its_own(
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[Upstream]:
+    """One more fake model, for as long as the block lasts."""
+    fake = Upstream()
+    await fake.start(tls)
+    try:
+        yield fake
+    finally:
+        await fake.stop()
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Received | None:

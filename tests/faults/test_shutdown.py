@@ -1,0 +1,85 @@
+"""A server that is told to end: nobody is left waiting, no question stays pending."""
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from core.db import Database
+from core.settings import DatabaseSettings, load_settings
+from tests.support.api import Api, assert_problem
+from tests.support.child import serving
+from tests.support.config import write_config
+from tests.support.upstream import Upstream
+
+
+async def outcomes(file: Path) -> list[tuple[str, str | None]]:
+    """How the questions of a service that has ended have ended."""
+    database = Database(load_settings(file, {}).section(DatabaseSettings))
+    try:
+        async with database.reading() as session:
+            statement = text("SELECT status, error_code FROM questions ORDER BY id")
+            return [
+                (row.status, row.error_code) for row in await session.execute(statement)
+            ]
+    finally:
+        await database.close()
+
+
+async def configured(
+    folder: Path, databases: Any, database_kind: str, upstream: Upstream, seconds: int
+) -> Path:
+    return write_config(
+        folder / "app.toml",
+        await databases.migrated(database_kind),
+        upstream.base_url,
+        server=f"shutdown_seconds = {seconds}",
+    )
+
+
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGINT"], ["SIGINT", "SIGINT"]])
+async def test_F05_questions_that_cannot_be_waited_for_are_told_and_stored(
+    tmp_path: Path,
+    databases: Any,
+    database_kind: str,
+    upstream: Upstream,
+    signals: list[str],
+) -> None:
+    file = await configured(tmp_path, databases, database_kind, upstream, seconds=1)
+    async with upstream.stalled(), serving(file) as child:
+        api = Api(await child.url())
+        ada = await api.account()
+        asking = [asyncio.create_task(api.ask(ada, f"Number {n}?")) for n in range(3)]
+        await upstream.asked(3)
+        for name in signals:
+            child.process.send_signal(signal.Signals[name])
+            await asyncio.sleep(0.2 * (len(signals) - 1))
+        for answer in await asyncio.gather(*asking):
+            problem = assert_problem(answer, 503, "server_shutdown")
+            assert problem["question_id"] in {1, 2, 3}
+        await api.close()
+        code = await child.ended()
+    # As a shell shows what Ctrl-C ended.
+    assert code == (-signal.SIGTERM if signals == ["SIGTERM"] else 130), child.output
+    assert "Traceback" not in child.output
+    assert await outcomes(file) == [("interrupted", "server_shutdown")] * 3
+
+
+async def test_F05_a_short_question_is_answered_before_the_end(
+    tmp_path: Path, databases: Any, database_kind: str, upstream: Upstream
+) -> None:
+    file = await configured(tmp_path, databases, database_kind, upstream, seconds=20)
+    async with upstream.stalled() as release, serving(file) as child:
+        api = Api(await child.url())
+        asking = asyncio.create_task(api.ask(await api.account(), "In time?"))
+        await upstream.asked()
+        child.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.3)
+        release.set()
+        assert (await asking).status_code == 201
+        await api.close()
+        assert await child.ended() == -signal.SIGTERM, child.output
+    assert await outcomes(file) == [("answered", None)]

@@ -1,0 +1,294 @@
+"""Providers of strangers: loaded only when named, and trusted with nothing."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import StartRefused
+from core.settings import load_settings
+from tests.conftest import served
+from tests.support.api import assert_problem
+from tests.support.child import serving
+from tests.support.config import write_config
+from tests.support.strangers import install
+from tests.support.upstream import KEY, Upstream
+
+NAMED = {"VOPROS_LLM__PROVIDER": "guest"}
+ORIGIN = "of strange-models 1.2.3"
+
+
+def configured(folder: Path, database_url: str, kind: str, **tables: str) -> Path:
+    table = f'type = "{kind}"\napi_key = "{KEY}"'
+    return write_config(
+        folder / "app.toml", database_url, providers__guest=table, **tables
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place where packages can be installed."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    monkeypatch.syspath_prepend(packages)
+    return packages
+
+
+async def test_a_strangers_plugin_answers_when_it_is_named(
+    tmp_path: Path, folder: Path, database_url: str
+) -> None:
+    install(folder, "friendly")
+    file = configured(tmp_path, database_url, "friendly")
+    async with served(file, NAMED) as (_, api):
+        answer = await api.ask(await api.account(), "Hello?")
+    assert answer.status_code == 201, answer.text
+    question = answer.json()
+    assert question["answer"] == "A stranger's answer to: Hello?"
+    assert (question["provider"], question["model"]) == ("guest", "strange-1")
+
+
+async def test_a_plugin_that_is_not_named_is_never_imported(
+    tmp_path: Path, folder: Path, database_url: str, upstream: Upstream
+) -> None:
+    witness = tmp_path / "imported"
+    before = f"open({str(witness)!r}, 'w').close()\nraise RuntimeError"
+    install(folder, "broken", before=before)
+    install(folder, "broken", distribution="other-models", before=before)
+    table = 'type = "broken"'
+    file = write_config(
+        tmp_path / "app.toml", database_url, upstream.base_url, providers__b=table
+    )
+    async with served(file) as (_, api):
+        answer = await api.ask(await api.account(), "All well?")
+    assert answer.status_code == 201, answer.text
+    assert not witness.exists()
+    assert not any(name.endswith("_broken") for name in sys.modules)
+
+
+async def test_an_unknown_type_is_told_with_the_nearest_one(
+    tmp_path: Path, folder: Path, database_url: str
+) -> None:
+    install(folder, "anthropic_like")
+    line = refusal(configured(tmp_path, database_url, "openia"))
+    assert "[providers.guest] type: there is no such type of provider" in line
+    assert "did you mean 'openai'?" in line
+
+
+HOOKIMPL = "@hookimpl\n"
+RETURNS = "@hookimpl\ndef vopros_provider():\n    return "
+BAD_HOOKS: dict[str, tuple[dict[str, str], str]] = {
+    "broken_at_import": (
+        {"before": f"raise RuntimeError('{KEY}')"},
+        "cannot be loaded: RuntimeError",
+    ),
+    "ends_at_import": (
+        {"before": "import sys; sys.exit(0)"},
+        "cannot be loaded: SystemExit",
+    ),
+    "not_python": ({"before": "def :"}, "cannot be loaded: SyntaxError"),
+    "misspelt": (
+        {"hook": HOOKIMPL + "def vopros_provder():\n    return None"},
+        "does not implement the hook as specified",
+    ),
+    "wrong_arguments": (
+        {"hook": HOOKIMPL + "def vopros_provider(settings):\n    return None"},
+        "does not implement the hook as specified",
+    ),
+    "no_hook": ({"hook": ""}, "does not return one ProviderType"),
+    "returns_none": ({"hook": RETURNS + "None"}, "does not return one ProviderType"),
+    "returns_text": ({"hook": RETURNS + "'x'"}, "does not return one ProviderType"),
+    "returns_no_options": (
+        {"hook": RETURNS + "ProviderType('{name}', dict, open_it)"},
+        "does not return one ProviderType",
+    ),
+    "cannot_open": (
+        {"hook": RETURNS + "ProviderType('{name}', Options, None)"},
+        "does not return one ProviderType",
+    ),
+    "another_name": (
+        {"hook": RETURNS + "ProviderType('openai', Options, open_it)"},
+        "returns a type of another name",
+    ),
+    "hook_raises": (
+        {"hook": HOOKIMPL + f"def vopros_provider():\n    raise KeyError('{KEY}')"},
+        "failed: KeyError",
+    ),
+    "hook_ends": (
+        {"hook": HOOKIMPL + "def vopros_provider():\n    raise SystemExit(0)"},
+        "failed: SystemExit",
+    ),
+}
+
+
+def refusal(file: Path) -> str:
+    with pytest.raises(StartRefused) as refused:
+        load_settings(file, NAMED)
+    (line,) = str(refused.value).splitlines()
+    assert KEY not in line
+    return line
+
+
+@pytest.mark.parametrize("name", BAD_HOOKS)
+def test_F44_a_bad_plugin_refuses_the_start_by_name(
+    tmp_path: Path, folder: Path, name: str
+) -> None:
+    source, told = BAD_HOOKS[name]
+    install(folder, f"bad_{name}", **source)
+    line = refusal(configured(tmp_path, "sqlite:///x.db", f"bad_{name}"))
+    assert f"plugin 'bad_{name}' {ORIGIN} {told}" in line
+
+
+def test_F44_one_name_of_two_packages_refuses_the_start(
+    tmp_path: Path, folder: Path
+) -> None:
+    install(folder, "twice")
+    install(folder, "twice", distribution="other-models", version="7")
+    line = refusal(configured(tmp_path, "sqlite:///x.db", "twice"))
+    assert "two packages bring the same provider" in line
+    assert f"plugin 'twice' {ORIGIN}" in line
+    assert "plugin 'twice' of other-models 7" in line
+
+
+async def test_F44_a_plugin_that_ends_the_process_is_told_in_one_line(
+    tmp_path: Path, folder: Path
+) -> None:
+    install(folder, "quits", before="import os, sys; sys.exit(0)")
+    file = configured(tmp_path, f"sqlite:///{tmp_path}/x.db", "quits")
+    async with serving(file, NAMED | {"PYTHONPATH": str(folder)}) as child:
+        assert await child.ended() == 78
+    (line,) = child.output.splitlines()
+    assert f"plugin 'quits' {ORIGIN} cannot be loaded: SystemExit" in line
+
+
+OPENS = """\
+@asynccontextmanager
+async def open_it(name, options):
+    {body}
+
+@hookimpl
+def vopros_provider():
+    return ProviderType("{{name}}", Options, open_it)
+"""
+
+
+@pytest.mark.parametrize("raised", ["ValueError(options.api_key)", "SystemExit(0)"])
+async def test_F44_a_plugin_that_cannot_open_refuses_the_start(
+    tmp_path: Path, folder: Path, database_url: str, raised: str
+) -> None:
+    kind = f"shut_{raised[:6].lower()}"
+    body = f"raise {raised}\n    yield"
+    install(folder, kind, hook=OPENS.format(body=body))
+    with pytest.raises(StartRefused) as refused:
+        async with served(configured(tmp_path, database_url, kind), NAMED):
+            pass
+    line = str(refused.value)
+    assert line == (
+        "provider 'guest': its plugin failed to open it: " + raised.partition("(")[0]
+    )
+
+
+async def test_F44_a_plugin_that_fails_to_close_spoils_no_shutdown(
+    tmp_path: Path, folder: Path, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = "yield Chat('')\n    raise ValueError(options.api_key)"
+    install(folder, "sticky", hook=OPENS.format(body=body))
+    async with served(configured(tmp_path, database_url, "sticky"), NAMED) as (_, api):
+        assert (await api.ask(await api.account(), "Well?")).status_code == 201
+    assert "provider.not_closed" in caplog.messages
+
+
+BUG = (502, "provider_bug")
+STREAMS: dict[str, tuple[str, tuple[int, str]]] = {
+    "raises": ("raise ValueError(self.key)", BUG),
+    "raises_late": ("yield Delta('a'); raise ValueError(self.key)", BUG),
+    "times_out_by_itself": ("raise TimeoutError(self.key)", BUG),
+    "ends_the_process": ("raise SystemExit(self.key)", BUG),
+    "leaks_a_cancellation": ("import asyncio; raise asyncio.CancelledError", BUG),
+    "yields_text": ("yield self.key", BUG),
+    "yields_no_text": ("yield Delta(None)", BUG),
+    "finishes_with_nothing": ("yield Delta('a'); yield Finish(None, None, None)", BUG),
+    "counts_in_words": (
+        "yield Delta('a'); yield Finish('m', 'stop', Usage('many', None))",
+        BUG,
+    ),
+    "an_error_of_its_own": ("raise type('Mine' * 40, (ProviderError,), {})()", BUG),
+    "an_error_with_words": (
+        "raise ProviderFailed(self.key, hint=self.key)",
+        (502, "provider_failed"),
+    ),
+    "an_endless_wait": (
+        "raise ProviderOverloaded(retry_after_seconds=10**9)",
+        (503, "provider_overloaded"),
+    ),
+    "does_not_finish": ("yield Delta('a')", (502, "provider_stream_broken")),
+    "says_nothing": ("yield Finish('m', 'stop')", (502, "provider_bad_response")),
+    "never_ends": (
+        "while True: yield Delta('a' * 10_000)",
+        (502, "answer_too_large"),
+    ),
+    "hangs": (
+        "import asyncio; await asyncio.sleep(3600); yield Delta('a')",
+        (504, "provider_timeout"),
+    ),
+}
+
+
+@pytest.fixture
+def chaotic(folder: Path) -> str:
+    """One plugin that does whatever the question says, as code."""
+    stream = """\
+    async def stream(self, request):
+        source = "async def act(self):\\n    " + request.content
+        source += "\\n    yield None" if "yield" not in request.content else ""
+        scope = dict(globals())
+        exec(source, scope)
+        events = scope["act"](self)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+"""
+    install(folder, "chaotic", stream=stream)
+    return "chaotic"
+
+
+async def test_F44_a_plugin_that_misbehaves_is_a_bad_gateway_and_nothing_else(
+    tmp_path: Path, database_url: str, chaotic: str
+) -> None:
+    file = configured(tmp_path, database_url, chaotic, llm="deadline_seconds = 1")
+    async with served(file, NAMED) as (_, api):
+        ada = await api.account()
+        for name, (code, told) in STREAMS.items():
+            answer = await api.ask(ada, code)
+            problem = assert_problem(answer, *told)
+            assert problem["detail"] == problem["title"], name
+            assert int(answer.headers.get("retry-after", 1)) <= 60, name
+            stored = await api.get(f"/questions/{problem['question_id']}", ada)
+            assert stored.json()["status"] == "failed", name
+            assert stored.json()["error_code"] == told[1], name
+            assert KEY not in answer.text + stored.text, name
+        fine = "yield Delta('Still here.'); yield Finish('m', 'stop')"
+        assert (await api.ask(ada, fine)).json()["answer"] == "Still here."
+
+
+async def test_what_a_plugin_says_of_its_answer_is_made_to_fit(
+    tmp_path: Path, database_url: str, chaotic: str
+) -> None:
+    odd: list[tuple[str, dict[str, Any]]] = [
+        ("Finish('m\\0' * 500, 'stop')", {"model": ("m\ufffd" * 500)[:200]}),
+        ("Finish('m', 'because ' * 50)", {"finish_reason": "other"}),
+        (
+            "Finish('m', 'stop', Usage(12.7, -3))",
+            {"usage": {"prompt_tokens": 12, "completion_tokens": 0}},
+        ),
+    ]
+    async with served(configured(tmp_path, database_url, chaotic), NAMED) as (_, api):
+        ada = await api.account()
+        for finish, told in odd:
+            answer = await api.ask(ada, f"yield Delta('a'); yield {finish}")
+            assert answer.status_code == 201, answer.text
+            question = answer.json()
+            assert told.items() <= question.items()
+            assert (await api.newest(ada))[0] == question

@@ -1,0 +1,238 @@
+"""Asking: the row before the call, no connection held, one end for every question."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from core.db import Database
+from core.testing import Running
+from tests.conftest import assert_no_secret_in, served
+from tests.support.api import Account, Api, assert_problem
+from tests.support.config import write_config
+from tests.support.upstream import Received, Upstream, Wire, answers
+
+
+@pytest.fixture(scope="module")
+async def service(
+    tmp_path_factory: pytest.TempPathFactory, database_url: str, upstream: Upstream
+) -> AsyncIterator[Running]:
+    """A service with a single connection to its database."""
+    file = write_config(
+        tmp_path_factory.mktemp("service") / "app.toml",
+        database_url,
+        upstream.base_url,
+        database="pool_size = 1",
+    )
+    async with served(file) as (found, _):
+        yield found
+        await assert_no_secret_in(found)
+
+
+async def refuses(wire: Wire, received: Received) -> None:
+    await wire.respond(status="500 Internal Server Error")
+
+
+async def test_no_connection_is_held_while_the_model_thinks(
+    api: Api, ada: Account, upstream: Upstream
+) -> None:
+    async with upstream.stalled() as release, asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(api.ask(ada, f"Number {n}?")) for n in range(20)]
+        await upstream.asked(20)
+        async with asyncio.timeout(1):
+            assert (await api.get("/users/me", ada)).status_code == 200
+            assert [q["status"] for q in await api.newest(ada)] == ["pending"] * 3
+        assert not any(task.done() for task in asking)
+        release.set()
+    assert [task.result().status_code for task in asking] == [201] * 20
+    assert [q["status"] for q in await api.newest(ada)] == ["answered"] * 3
+
+
+async def test_a_question_is_pending_and_then_answered(
+    api: Api, ada: Account, upstream: Upstream
+) -> None:
+    async with upstream.stalled() as release:
+        asking = asyncio.create_task(api.ask(ada, "Still there?"))
+        await upstream.asked()
+        (pending,) = await api.newest(ada)
+        assert (pending["status"], pending["content"]) == ("pending", "Still there?")
+        unset = ("answer", "provider", "model", "usage", "error_code", "answered_at")
+        assert {pending[key] for key in unset} == {None}
+        release.set()
+        answered = (await asking).json()
+    assert answered["id"] == pending["id"]
+    assert await api.newest(ada) == [answered]
+
+
+async def test_F41_the_last_three_are_ones_own_in_any_state(
+    api: Api, ada: Account, upstream: Upstream
+) -> None:
+    assert await api.newest(ada) == []
+    eve = await api.account()
+    assert (await api.ask(ada, "First?")).status_code == 201
+    assert (await api.ask(eve, "Of somebody else?")).status_code == 201
+    assert [q["content"] for q in await api.newest(ada)] == ["First?"]
+    assert (await api.ask(ada, "Second?")).status_code == 201
+    async with upstream.behaving(refuses):
+        assert_problem(await api.ask(ada, "Third?"), 502, "provider_failed")
+    async with upstream.stalled():
+        asking = asyncio.create_task(api.ask(ada, "Fourth?"))
+        await upstream.asked()
+        seen = [(q["content"], q["status"]) for q in await api.newest(ada)]
+    await asking
+    assert seen == [
+        ("Fourth?", "pending"),
+        ("Third?", "failed"),
+        ("Second?", "answered"),
+    ]
+    assert [q["content"] for q in await api.newest(eve)] == ["Of somebody else?"]
+
+
+async def test_F41_questions_of_the_same_moment_keep_their_order(
+    api: Api, ada: Account, service: Running
+) -> None:
+    for n in range(4):
+        await api.ask(ada, f"Number {n}?")
+    async with service.service(Database).transaction() as session:
+        await session.execute(
+            text(
+                "UPDATE questions SET asked_at = (SELECT MIN(asked_at) FROM questions)"
+                " WHERE user_id = :user_id"
+            ),
+            {"user_id": ada.id},
+        )
+    newest = await api.newest(ada)
+    assert len({question["asked_at"] for question in newest}) == 1
+    assert [q["content"] for q in newest] == ["Number 3?", "Number 2?", "Number 1?"]
+
+
+async def test_how_many_last_questions_are_shown_is_configurable(
+    tmp_path: Path, databases: Any, database_kind: str, upstream: Upstream
+) -> None:
+    url = await databases.migrated(database_kind)
+    file = write_config(
+        tmp_path / "app.toml", url, upstream.base_url, questions="history_size = 2"
+    )
+    async with served(file) as (_, api):
+        ada = await api.account()
+        for n in range(3):
+            await api.ask(ada, f"Number {n}?")
+        assert [q["content"] for q in await api.newest(ada)] == [
+            "Number 2?",
+            "Number 1?",
+        ]
+
+
+@pytest.mark.parametrize("behaviour", [answers, refuses])
+async def test_F34_a_question_whose_owner_left_meanwhile_is_gone(
+    api: Api,
+    ada: Account,
+    admin: Account,
+    upstream: Upstream,
+    service: Running,
+    behaviour: Any,
+) -> None:
+    async with upstream.stalled() as release:
+        asking = asyncio.create_task(api.ask(ada, "Why?"))
+        await upstream.asked()
+        async with asyncio.timeout(2):
+            gone = await api.http.delete("/users/me", headers=ada.auth)
+        assert gone.status_code == 204
+        assert not asking.done()
+        release.set()
+        assert_problem(await asking, 410, "question_withdrawn")
+    left = (await api.get("/questions", admin, user_id=ada.id)).json()
+    assert left["items"] == []
+    async with service.service(Database).reading() as session:
+        count = text("SELECT COUNT(*) FROM questions WHERE user_id = :user_id")
+        assert await session.scalar(count, {"user_id": ada.id}) == 0
+
+
+async def start_by_hand(api: Api, who: Account) -> asyncio.StreamWriter:
+    """Send a question over a socket, to be able to close it in every way."""
+    host, port = api.http.base_url.host, api.http.base_url.port
+    _, writer = await asyncio.open_connection(host, port)
+    body = b'{"content": "Who waits?"}'
+    head = (
+        f"POST /questions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
+        f"Content-Type: application/json\r\nAuthorization: Bearer {who.token}\r\n\r\n"
+    )
+    writer.write(head.encode() + body)
+    return writer
+
+
+@pytest.mark.parametrize("by_reset", [False, True], ids=["closed", "reset"])
+async def test_U36_a_client_that_hangs_up_is_not_answered_at_the_models_price(
+    api: Api, ada: Account, upstream: Upstream, by_reset: bool
+) -> None:
+    upstream_was_left = asyncio.Event()
+
+    async def wait_for_the_end(wire: Wire, received: Received) -> None:
+        await wire.closed_by_client()
+        upstream_was_left.set()
+
+    async with upstream.behaving(wait_for_the_end):
+        client = await start_by_hand(api, ada)
+        await upstream.asked()
+        client.transport.abort() if by_reset else client.close()
+        async with asyncio.timeout(1):
+            await upstream_was_left.wait()
+    question = await settled(api, ada)
+    assert question["status"] == "interrupted"
+    assert question["error_code"] == "client_gone"
+    assert question["answer"] is None
+
+
+async def settled(api: Api, who: Account) -> dict[str, Any]:
+    """The newest question, once it is pending no more."""
+    async with asyncio.timeout(5):
+        while (question := (await api.newest(who))[0])["status"] == "pending":
+            await asyncio.sleep(0.01)
+    return question
+
+
+async def test_fifty_askers_at_once_each_get_their_own_answer(
+    api: Api, upstream: Upstream
+) -> None:
+    async def answer_in_any_order(wire: Wire, received: Received) -> None:
+        await asyncio.sleep(random.uniform(0, 0.1))
+        await answers(wire, received)
+
+    people = [await api.account() for _ in range(50)]
+    async with upstream.behaving(answer_in_any_order):
+        got = await asyncio.gather(
+            *(api.ask(who, f"What does {who.username} want?") for who in people)
+        )
+    for who, answer in zip(people, got, strict=True):
+        question = answer.json()
+        assert (answer.status_code, question["user_id"]) == (201, who.id)
+        assert question["answer"] == f"Answer to: What does {who.username} want?"
+        assert await api.newest(who) == [question]
+
+
+LOCKS = {
+    "sqlite": "SELECT 1",  # its BEGIN IMMEDIATE is enough
+    "postgresql": "LOCK TABLE questions IN ACCESS EXCLUSIVE MODE",
+}
+
+
+async def test_F18_an_answer_that_cannot_be_stored_is_not_told_as_one(
+    api: Api, ada: Account, upstream: Upstream, service: Running, database_kind: str
+) -> None:
+    own = Database(service.service(Database).settings)
+    async with upstream.stalled() as release:
+        asking = asyncio.create_task(api.ask(ada, "Is it kept?"))
+        await upstream.asked()
+        async with own.migrating() as connection:
+            await connection.execute(text(LOCKS[database_kind]))
+            release.set()
+            problem = assert_problem(await asking, 503, "not_stored")
+            await connection.rollback()
+    await own.close()
+    (question,) = await api.newest(ada)
+    assert problem["question_id"] == question["id"]
+    assert question["answer"] is None
