@@ -160,6 +160,9 @@ _WORDING: Mapping[str, tuple[str, str]] = {
     "string_too_short": ("too_short", "Must have at least {min_length} characters."),
     "string_too_long": ("too_long", "Must have at most {max_length} characters."),
     "string_unicode": ("invalid_text", "Must be valid Unicode text."),
+    # Of lists, and of secrets, whose length is looked at from outside.
+    "too_short": ("too_short", "Must not be shorter than {min_length}."),
+    "too_long": ("too_long", "Must not be longer than {max_length}."),
     "bool_type": ("not_true_or_false", "Must be true or false."),
     "bool_parsing": ("not_true_or_false", "Must be true or false."),
     "int_type": ("not_a_number", "Must be a whole number."),
