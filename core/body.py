@@ -31,7 +31,6 @@ JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 DEEPEST = 32
 MOST_FIELDS = 32
-_WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
 class MalformedBody(Malformed):
@@ -67,7 +66,7 @@ class BodyGuard:
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
@@ -121,7 +120,7 @@ class BodyGuard:
 
 def _exceeds(announced: str, longest: int) -> bool:
     """Whether a Content-Length promises too much; the server checks its form."""
-    return announced.isdigit() and (len(announced) > 18 or int(announced) > longest)
+    return announced.isdecimal() and (len(announced) > 18 or int(announced) > longest)
 
 
 def _replaying(body: bytes, receive: Receive) -> Receive:

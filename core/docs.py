@@ -10,8 +10,9 @@ import fastapi_offline
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core import errors
 from core.body import BodyTooLarge, MalformedBody
@@ -45,7 +46,9 @@ def install(app: FastAPI, *, serve: bool) -> None:
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     if not serve:
         return
-    app.mount("/docs/static", StaticFiles(directory=_STATIC), name="docs-static")
+    static = StaticFiles(directory=_STATIC)
+    app.mount("/docs/static", _whole(static), name="docs-static")
+    icon = (_STATIC / "favicon.png").read_bytes()
 
     async def openapi(request: Request) -> Response:
         body = app.openapi()
@@ -74,12 +77,22 @@ def install(app: FastAPI, *, serve: bool) -> None:
         )
 
     async def favicon(request: Request) -> Response:
-        return FileResponse(_STATIC / "favicon.png")
+        return Response(icon, media_type="image/png")
 
     app.add_route("/openapi.json", openapi, include_in_schema=False)
     app.add_route("/docs", swagger, include_in_schema=False)
     app.add_route("/redoc", redoc, include_in_schema=False)
     app.add_route("/favicon.ico", favicon, include_in_schema=False)
+
+
+def _whole(files: ASGIApp) -> ASGIApp:
+    """Serve files whole: what answers a bad Range is not a problem document."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
+        await files({**scope, "headers": headers}, receive, send)
+
+    return serve
 
 
 def document(app: FastAPI) -> dict[str, Any]:

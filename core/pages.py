@@ -9,12 +9,15 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from core.errors import FieldError, Invalid
+from core.text import LARGEST_ID, Canonical
 
 T = TypeVar("T")
 LARGEST_PAGE = 100
 
 PageLimit = Annotated[
-    int, Query(ge=1, le=LARGEST_PAGE, description="How many items a page holds.")
+    int,
+    Canonical,
+    Query(ge=1, le=LARGEST_PAGE, description="How many items a page holds."),
 ]
 CursorText = Annotated[
     str | None,
@@ -46,9 +49,11 @@ def decode_cursor(kind: str, cursor: str | None) -> int | None:
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         found, _, last = base64.urlsafe_b64decode(padded).decode().partition(":")
+        last_id = int(last)
         # Only our own spelling passes: no other alphabet, padding or leading zeros.
-        if found == kind and encode_cursor(kind, int(last)) == cursor:
-            return int(last)
+        is_ours = found == kind and encode_cursor(kind, last_id) == cursor
+        if is_ours and 0 < last_id <= LARGEST_ID:
+            return last_id
     except (binascii.Error, ValueError):
         pass
     message = "Must be the next_cursor of an earlier page of this list."

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core.core_schema import ErrorType
 from starlette.exceptions import HTTPException
@@ -23,6 +24,7 @@ from core.security import InvalidToken
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+MOST_ERRORS = 32
 
 STATUS: Mapping[type[DomainError], int] = {
     errors.Malformed: 400,
@@ -88,7 +90,8 @@ def problem_document(error: DomainError, request_id: str) -> dict[str, Any]:
     if isinstance(error, Invalid):
         document["errors"] = [
             {"loc": list(e.loc), "code": e.code, "message": e.message}
-            for e in error.errors
+            # A body of thousands of mistakes is not worth an answer of megabytes.
+            for e in error.errors[:MOST_ERRORS]
         ]
     return document | error.members
 
@@ -113,9 +116,8 @@ def install(app: FastAPI) -> None:
 
     async def tell_http(request: Request, exc: Exception) -> Response:
         response = await tell(request, exc)
-        allow = (getattr(exc, "headers", None) or {}).get("Allow")
-        if allow is not None:
-            response.headers["Allow"] = allow
+        if response.status_code == STATUS[errors.NotAllowed]:
+            response.headers["Allow"] = ", ".join(_allowed(request, exc))
         return response
 
     app.add_exception_handler(DomainError, tell)
@@ -133,7 +135,21 @@ def as_domain_error(exc: Exception) -> DomainError:
         for kind, status in STATUS.items():
             if status == exc.status_code:
                 return kind()
+        if exc.status_code < 500:
+            # What any client makes of a 4xx that it does not know (RFC 9110, 15).
+            return errors.Malformed()
     return errors.Internal()
+
+
+def _allowed(request: Request, exc: Exception) -> list[str]:
+    """Every method of the path: the framework names those of one route only."""
+    path = request.scope["path"].removeprefix(request.app.root_path)
+    named = (getattr(exc, "headers", None) or {}).get("Allow", "")
+    methods = {name.strip() for name in named.split(",")} - {""}
+    for found in iter_route_contexts(request.app.routes):
+        if found.methods and found.path_regex.match(path):
+            methods |= found.methods
+    return sorted(methods)
 
 
 # Our wording of pydantic's errors; `{}` is filled from the limits it names.
@@ -144,6 +160,9 @@ _WORDING: Mapping[str, tuple[str, str]] = {
     "string_too_short": ("too_short", "Must have at least {min_length} characters."),
     "string_too_long": ("too_long", "Must have at most {max_length} characters."),
     "string_unicode": ("invalid_text", "Must be valid Unicode text."),
+    # Of lists, and of secrets, whose length is looked at from outside.
+    "too_short": ("too_short", "Must not be shorter than {min_length}."),
+    "too_long": ("too_long", "Must not be longer than {max_length}."),
     "bool_type": ("not_true_or_false", "Must be true or false."),
     "bool_parsing": ("not_true_or_false", "Must be true or false."),
     "int_type": ("not_a_number", "Must be a whole number."),

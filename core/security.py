@@ -59,10 +59,12 @@ class _Bearer(OAuth2):
     """RFC 6750 bearer tokens; the document's token URL is filled in by `docs.py`."""
 
     async def __call__(self, request: HTTPConnection) -> str:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if not scheme:
+        given = request.headers.getlist("authorization")
+        scheme, _, token = "".join(given[:1]).partition(" ")
+        if not scheme and len(given) < 2:
             raise TokenMissing
-        if scheme.lower() != "bearer" or not token.strip():
+        # Of two headers, a proxy in front may have looked at the other one.
+        if len(given) != 1 or scheme.lower() != "bearer" or not token.strip():
             raise InvalidToken
         return token.strip()
 

@@ -5,8 +5,6 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -18,8 +16,6 @@ from core.logs import configure_logging
 from core.settings import LogSettings, ServerSettings, Settings
 
 log = logging.getLogger(__name__)
-
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
@@ -45,20 +41,6 @@ class Server(uvicorn.Server):
         host = f"[{listening[0]}]" if ":" in listening[0] else listening[0]
         root = f"http://{host}:{listening[1]}{self.config.root_path}"
         log.info(f"Swagger: {root}/docs")
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Let signals end the serving and no more.
-
-        uvicorn would raise them again at once, and the process would be gone before
-        the application has been closed and every outcome stored.
-        """
-        before = {sig: signal.signal(sig, self.handle_exit) for sig in _ENDING}
-        try:
-            yield
-        finally:
-            for sig, handler in before.items():
-                signal.signal(sig, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._health.draining = True

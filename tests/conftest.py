@@ -15,7 +15,7 @@ from core.settings import DatabaseSettings, load_settings
 from core.testing import Running, running
 from modules.auth.service import Auth
 from modules.users.public import Role
-from tests.support.api import PASSWORD, Account, Api
+from tests.support.api import CANARY, PASSWORD, Account, Api
 from tests.support.config import write_config
 from tests.support.postgres import Postgres
 from tests.support.upstream import KEY, Upstream, upstream_of_its_own
@@ -145,9 +145,9 @@ async def make_admin(service: Running, api: Api) -> Account:
     return await api.signed_in(user.id, name)
 
 
-# Canaries: a key and a password that must be nowhere but where they belong.
+# Canaries: a key, a password and refused input, nowhere but where they belong.
 
-CANARIES = (KEY, PASSWORD)
+CANARIES = (KEY, PASSWORD, CANARY)
 
 
 class Recorder(logging.Handler):
@@ -158,6 +158,8 @@ class Recorder(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "httpx":
+            return  # The tests' own client tells what it sends.
         self.lines.append(f"{self.format(record)} {record.__dict__!r}")
 
 

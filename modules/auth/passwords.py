@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import TypeVar
 
 from passlib.hash import argon2
@@ -18,6 +19,7 @@ T = TypeVar("T")
 
 LONGEST_CHARS = 128
 LONGEST_BYTES = 512
+_LONGEST_LISTED = 20
 _SERVICE = "vopros"
 _PADDING = string.digits + string.punctuation + string.whitespace
 
@@ -44,7 +46,7 @@ class Passwords:
 
     def check(self, password: str, username: str, field: str = "password") -> None:
         """Raise Invalid for a password that must not be set; no hash is made."""
-        if found := self._objection(normal(password), normal(username).casefold()):
+        if found := self._objection(password, normal(username).casefold()):
             code, message = found
             raise Invalid(FieldError(("body", field), code, message))
 
@@ -68,9 +70,10 @@ class Passwords:
         self._threads.shutdown()
 
     def _objection(self, password: str, username: str) -> tuple[str, str] | None:
-        if len(password) < self._shortest:
+        # Counted in both spellings: one ligature can become eighteen letters.
+        if min(len(password), len(normal(password))) < self._shortest:
             return "too_short", f"Must have at least {self._shortest} characters."
-        folded = password.casefold()
+        folded = normal(password).casefold()
         # What is added around a guessable word is guessed along with it.
         word = folded.strip(_PADDING)
         if word and word == username.strip(_PADDING):
@@ -78,7 +81,7 @@ class Passwords:
         if word == _SERVICE:
             return "password_blocklisted", "Must not be made of this service's name."
         if _is_common(folded):
-            return "password_blocklisted", "This password is among the most common."
+            return "password_blocklisted", "Must not be among the most common ones."
         return None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -98,19 +101,32 @@ def normal(text: str) -> str:
 
 
 @cache
-def _common_passwords() -> frozenset[str]:
+def _common_words() -> frozenset[str]:
     from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
-    return frozenset(FREQUENCY_LISTS["passwords"])
+    # A word is only on the list where it ranks best: many a common password is a name.
+    return frozenset(word for words in FREQUENCY_LISTS.values() for word in words)
 
 
 def _is_common(folded: str) -> bool:
-    """Whether it, or what it only repeats, is on the list."""
-    known = _common_passwords()
-    length = len(folded)
-    for size in range(1, length + 1):
-        unit = folded[:size]
-        if length % size == 0 and unit * (length // size) == folded:
-            # A repetition of a short unit is as easy to guess as a listed word.
-            return unit in known or (size <= 3 and size < length)
-    return False
+    """Whether it, or what it only repeats, is on a list of what people choose."""
+    unit = _repeated(folded)
+    if folded in _common_words() or unit in _common_words():
+        return True
+    # The lists leave out what follows a rule. Longer than anything on them it passes:
+    # what a password is made of is nobody's business, and spaces are characters too.
+    is_like_those = folded.isascii() and len(folded) <= _LONGEST_LISTED
+    if not is_like_those or folded.isspace():
+        return False
+    return len(unit) <= 3 or _is_run(folded)
+
+
+def _repeated(text: str) -> str:
+    """The shortest piece that, repeated, is the text; the text itself at worst."""
+    return text[: (text + text).index(text, 1)]
+
+
+def _is_run(text: str) -> bool:
+    """Whether each character is the neighbour of the one before, as in `87654321`."""
+    steps = {ord(after) - ord(before) for before, after in pairwise(text)}
+    return steps in ({1}, {-1})

@@ -67,7 +67,7 @@ class TokenForm(BaseModel):
     """The OAuth2 password form (RFC 6749, 4.3.2); unknown fields are ignored."""
 
     # Checked by the route: the RFC has a code of its own for a wrong one.
-    grant_type: str = Field("", examples=["password"], max_length=64)
+    grant_type: str = Field("", examples=["password"])
     username: str = Field(max_length=256, examples=["ada"])
     password: Password
 

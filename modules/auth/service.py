@@ -96,8 +96,7 @@ class Auth:
         async with self._db.reading() as session:
             user_id, password_hash = await self._credential(session, username)
         if not await self._passwords.verify(password, password_hash):
-            log.info("auth.refused", extra={"user_id": user_id})
-            raise InvalidGrant
+            raise _refused(user_id)
         assert user_id is not None and password_hash is not None
         session_id, now = uuid.uuid4(), self._clock()
         async with self._db.transaction() as session:
@@ -109,7 +108,7 @@ class Auth:
                 expires_at=now + self._tokens.lifetime,
             )
         if not opened:
-            raise InvalidGrant
+            raise _refused(user_id)
         log.info("auth.logged_in", extra={"user_id": user_id})
         token = self._tokens.issue(user_id, session_id, now)
         return Grant(token, self._tokens.lifetime)
@@ -127,11 +126,11 @@ class Auth:
 
         Raises WrongPassword, Invalid for the new one, PasswordChanged.
         """
+        self._passwords.check(new, who.username, field="new_password")
         async with self._db.reading() as session:
             old = await repository.password_hash(session, who.user_id)
         if old is None or not await self._passwords.verify(current, old):
             raise WrongPassword
-        self._passwords.check(new, who.username, field="new_password")
         if await self._passwords.verify(new, old):
             where = ("body", "new_password")
             message = "Must differ from the current password."
@@ -152,8 +151,10 @@ class Auth:
         """
         claims = self._tokens.read(token)
         async with self._db.reading() as session:
+            # As with the token: another server's clock may be a little behind.
+            now = self._clock() - self._tokens.leeway
             row = await repository.find_caller(
-                session, claims.session_id, claims.user_id, self._clock()
+                session, claims.session_id, claims.user_id, now
             )
         if row is None:
             raise InvalidToken
@@ -168,3 +169,8 @@ class Auth:
             user = await self._users.set_role(session, user.id, role)
         log.info("auth.role_set", extra={"user_id": user.id, "role": role.value})
         return user
+
+
+def _refused(user_id: int | None) -> InvalidGrant:
+    log.info("auth.refused", extra={"user_id": user_id})
+    return InvalidGrant()

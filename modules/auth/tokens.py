@@ -45,6 +45,10 @@ class AccessTokens:
     def lifetime(self) -> timedelta:
         return timedelta(seconds=self._settings.access_token_seconds)
 
+    @property
+    def leeway(self) -> timedelta:
+        return timedelta(seconds=self._settings.clock_leeway_seconds)
+
     def issue(self, user_id: int, session_id: UUID, now: datetime) -> str:
         """A token for this session, valid from `now` for `lifetime`."""
         issued_at = int(now.timestamp())

@@ -3,14 +3,13 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import AwareDatetime
 
 from core.http import CurrentCaller
 from core.pages import CursorText, Page, PageLimit
 from core.problems import problem_responses
 from core.security import AdminsOnly, CurrentAdmin, CurrentUser
 from core.services import service
-from core.text import Id
+from core.text import Id, Moment
 from modules.questions.models import Status
 from modules.questions.schemas import AskQuestion, QuestionListed, QuestionRead
 from modules.questions.service import (
@@ -74,10 +73,10 @@ async def list_questions(
     user_id: Annotated[Id | None, Query(description="Only of this user.")] = None,
     status: Annotated[Status | None, Query(description="Only in this state.")] = None,
     asked_from: Annotated[
-        AwareDatetime | None, Query(description="Only asked at this moment or later.")
+        Moment | None, Query(description="Only asked at this moment or later.")
     ] = None,
     asked_before: Annotated[
-        AwareDatetime | None, Query(description="Only asked before this moment.")
+        Moment | None, Query(description="Only asked before this moment.")
     ] = None,
 ) -> Page[QuestionListed]:
     """Everybody's questions with who asked them, newest first. For administrators."""

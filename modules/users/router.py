@@ -20,7 +20,7 @@ Everybody = Annotated[StoredUsers, Depends(service(StoredUsers))]
 @router.get("/me", summary="See your account")
 async def read_me(who: CurrentUser, users: Everybody) -> UserRead:
     """Your account as it is now; a password is never part of it."""
-    return UserRead.model_validate(await users.get(who.user_id))
+    return UserRead.model_validate(await users.own(who.user_id))
 
 
 @router.patch(
@@ -34,7 +34,7 @@ async def change_me(body: ChangeMe, who: CurrentUser, users: Everybody) -> UserR
     Access tokens stay valid: they know you by number, not by name.
     """
     if body.username is None:
-        return UserRead.model_validate(await users.get(who.user_id))
+        return UserRead.model_validate(await users.own(who.user_id))
     return UserRead.model_validate(await users.rename(who.user_id, body.username))
 
 

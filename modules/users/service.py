@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from core.db import Database
 from core.pages import cut_page, decode_cursor, encode_cursor
+from core.security import InvalidToken
 from modules.users import repository
 from modules.users.public import (
     LastAdmin,
@@ -60,6 +61,13 @@ class StoredUsers:
             raise UserNotFound
         return _user(row)
 
+    async def own(self, user_id: int) -> User:
+        """The caller's account. Raises InvalidToken when it was deleted meanwhile."""
+        try:
+            return await self.get(user_id)
+        except UserNotFound:
+            raise InvalidToken from None
+
     async def page(
         self, *, cursor: str | None, limit: int, name: str | None, role: Role | None
     ) -> tuple[list[User], str | None]:
@@ -76,7 +84,7 @@ class StoredUsers:
     async def rename(self, user_id: int, username: str) -> User:
         """Change one's user name; the last of two changes wins.
 
-        Raises UsernameTaken, or UserNotFound for an account deleted meanwhile.
+        Raises UsernameTaken, or InvalidToken for an account deleted meanwhile.
         """
         try:
             async with self._db.transaction() as session:
@@ -84,7 +92,7 @@ class StoredUsers:
         except IntegrityError as exc:
             raise UsernameTaken from exc
         if row is None:
-            raise UserNotFound
+            raise InvalidToken
         return _user(row)
 
     async def delete(self, user_id: int) -> None:
