@@ -84,7 +84,12 @@ async def open_local(name: str, options: LocalOptions) -> AsyncIterator[LocalCha
         address = await _await_address(child, key)
         model = MODEL_NAME if options.model_file is None else file.stem
         spoken = OpenAIOptions(
-            type="openai", base_url=f"{address}/v1", model=model, api_key=SecretStr(key)
+            type="openai",
+            base_url=f"{address}/v1",
+            model=model,
+            api_key=SecretStr(key),
+            # Its first byte comes with its last: the deadline of [llm] is the limit.
+            first_byte_seconds=3_600,
         )
         async with open_openai(name, spoken) as chat:
             yield LocalChat(chat, options)
