@@ -17,7 +17,7 @@ from core.body import FORM, JSON, BodyGuard, MediaTypeOf
 from core.db import Database
 from core.errors import DomainError, StartRefused
 from core.health import Health
-from core.http import HeaderGuard, RequestStep
+from core.http import HeaderGuard, RequestStep, RootPath
 from core.lock import server_lock
 from core.migrate import load_models, refuse_newer, upgrade
 from core.module import Module, ModuleContext
@@ -52,7 +52,6 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        root_path=server.root_path,
         # The service logs and measures itself; a configured SDK changes nothing here.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
@@ -124,6 +123,7 @@ def _mount(app: FastAPI, modules: Sequence[Module]) -> None:
         app.include_router(found.router)
         tags += [docs.tag_of(found, str(tag)) for tag in found.router.tags]
     app.include_router(health.router)
+    tags.sort(key=lambda tag: tag["name"])
     app.openapi_tags = [*tags, docs.tag_of(health, "health")]
 
 
@@ -146,6 +146,8 @@ def _add_steps(app: FastAPI, settings: Settings) -> None:
         longest_headers_bytes=server.longest_headers_bytes,
     )
     app.add_middleware(RequestStep)
+    if server.root_path:
+        app.add_middleware(RootPath, root_path=server.root_path)
 
 
 def _media_types(app: FastAPI) -> MediaTypeOf:

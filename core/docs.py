@@ -1,8 +1,10 @@
 """The OpenAPI document as people should read it, and its pages without the internet."""
 
+import copy
 import inspect
 from collections.abc import Iterator
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,27 @@ DESCRIPTION = """\
 Ask a question and get an answer from the language model that the operator has chosen.
 
 1. `POST /auth/register` makes your account.
-2. **Authorize** (above, right) takes your user name and password; leave the client \
-fields empty. It gets an access token and sends it with every call from this page.
-3. `POST /questions` asks; `GET /questions/me` shows your last three.
+2. **Authorize** takes your user name and password, gets an access token and sends it \
+with every call from this page. When calls begin to answer 401 it has expired: log out \
+there and authorize again.
+3. `POST /questions` asks; `GET /questions/me` shows your last questions.
 
-Each question stands alone: the model is not told of earlier ones.
+A padlock marks what needs step 2. Each question stands alone: the model is not told \
+of earlier ones.
 
 Every error is a problem document (RFC 9457, `application/problem+json`) with a `code` \
 for programs, a `detail` for people and the `request_id` to quote.
 """
 _STATIC = Path(fastapi_offline.__file__).with_name("static")
+# Nobody here has OAuth clients or scopes: Authorize shows user name and password only.
+_STYLE = """\
+@import url("static/swagger-ui.css");
+.auth-container .scope-def,
+.auth-container .wrapper:has(> [for="password_type"]),
+.auth-container .wrapper:has(> [for="client_id_password"]),
+.auth-container .wrapper:has(> [for="client_secret_password"]) { display: none; }
+"""
+_LOGO = b"https://cdn.redoc.ly/redoc/logo-mini.svg"
 
 
 def install(app: FastAPI, *, serve: bool) -> None:
@@ -46,14 +59,10 @@ def install(app: FastAPI, *, serve: bool) -> None:
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     if not serve:
         return
-    static = StaticFiles(directory=_STATIC)
-    app.mount("/docs/static", _whole(static), name="docs-static")
     icon = (_STATIC / "favicon.png").read_bytes()
 
     async def openapi(request: Request) -> Response:
-        body = app.openapi()
-        root = request.scope.get("root_path", "")
-        return JSONResponse(body | {"servers": [{"url": root}]} if root else body)
+        return JSONResponse(_below(request.scope.get("root_path", ""), app.openapi()))
 
     async def swagger(request: Request) -> Response:
         root = request.scope.get("root_path", "")
@@ -61,9 +70,13 @@ def install(app: FastAPI, *, serve: bool) -> None:
             openapi_url=f"{root}/openapi.json",
             title=TITLE,
             swagger_js_url=f"{root}/docs/static/swagger-ui-bundle.js",
-            swagger_css_url=f"{root}/docs/static/swagger-ui.css",
+            swagger_css_url=f"{root}/docs/style.css",
             swagger_favicon_url=f"{root}/docs/static/favicon.png",
-            swagger_ui_parameters={"tryItOutEnabled": True, "validatorUrl": None},
+            swagger_ui_parameters={
+                "tryItOutEnabled": True,
+                "validatorUrl": None,
+                "defaultModelsExpandDepth": 0,
+            },
         )
 
     async def redoc(request: Request) -> Response:
@@ -71,18 +84,47 @@ def install(app: FastAPI, *, serve: bool) -> None:
         return get_redoc_html(
             openapi_url=f"{root}/openapi.json",
             title=TITLE,
-            redoc_js_url=f"{root}/docs/static/redoc.standalone.js",
+            redoc_js_url=f"{root}/docs/redoc.js",
             redoc_favicon_url=f"{root}/docs/static/favicon.png",
             with_google_fonts=False,
         )
+
+    async def style(request: Request) -> Response:
+        return Response(_STYLE, media_type="text/css")
+
+    async def redoc_script(request: Request) -> Response:
+        return Response(_redoc_script(), media_type="text/javascript")
 
     async def favicon(request: Request) -> Response:
         return Response(icon, media_type="image/png")
 
     app.add_route("/openapi.json", openapi, include_in_schema=False)
     app.add_route("/docs", swagger, include_in_schema=False)
+    app.add_route("/docs/style.css", style, include_in_schema=False)
+    app.add_route("/docs/redoc.js", redoc_script, include_in_schema=False)
     app.add_route("/redoc", redoc, include_in_schema=False)
     app.add_route("/favicon.ico", favicon, include_in_schema=False)
+    static = _whole(StaticFiles(directory=_STATIC))
+    app.mount("/docs/static", static, name="docs-static")
+
+
+@cache
+def _redoc_script() -> bytes:
+    """ReDoc without its makers' logo: the page asks no other host for anything."""
+    script = (_STATIC / "redoc.standalone.js").read_bytes()
+    return script.replace(_LOGO, b"data:,")
+
+
+def _below(root: str, made: dict[str, Any]) -> dict[str, Any]:
+    """The document of an application that is served under the path `root`."""
+    if not root:
+        return made
+    moved = copy.deepcopy(made) | {"servers": [{"url": root}]}
+    for scheme in moved["components"].get("securitySchemes", {}).values():
+        # Pages resolve it against the host, not against the server's path.
+        for flow in scheme.get("flows", {}).values():
+            flow["tokenUrl"] = root + flow["tokenUrl"]
+    return moved
 
 
 def _whole(files: ASGIApp) -> ASGIApp:
@@ -132,6 +174,7 @@ def _polish(made: dict[str, Any], services: Services) -> None:
         url = services.get(Authenticator).token_url
         scheme["flows"]["password"]["tokenUrl"] = url
     for operation in _operations(made):
+        _describe_success(operation, schemas)
         _describe_problems(operation)
 
 
@@ -146,6 +189,16 @@ def _operations(made: dict[str, Any]) -> Iterator[dict[str, Any]]:
     methods = {"get", "put", "post", "delete", "patch"}
     for path in made["paths"].values():
         yield from (path[method] for method in path.keys() & methods)
+
+
+def _describe_success(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Say what comes back, where the framework says "Successful Response"."""
+    for status, response in operation["responses"].items():
+        if response["description"] == "Successful Response":
+            media = response.get("content", {}).get("application/json", {})
+            name = media.get("schema", {}).get("$ref", "").rpartition("/")[2]
+            described = schemas.get(name, {}).get("description")
+            response["description"] = described or HTTPStatus(int(status)).phrase
 
 
 def _describe_problems(operation: dict[str, Any]) -> None:
@@ -172,7 +225,7 @@ def _implied(operation: dict[str, Any]) -> Iterator[type[DomainError]]:
 
 
 def _merge(described: dict[str, Any], more: dict[str, Any]) -> None:
-    described["description"] += f"; {more['description']}"
+    described["description"] += f" {more['description']}"
     for media_type, content in more["content"].items():
         own = described.setdefault("content", {}).setdefault(media_type, content)
-        own["examples"] = content["examples"] | own["examples"]
+        own["examples"] |= content["examples"]

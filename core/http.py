@@ -36,6 +36,22 @@ class BadHost(Malformed):
     """The Host header is missing, malformed or not one of this server's names."""
 
 
+class RootPath:
+    """Serves under a path, whether or not a reverse proxy has cut it off."""
+
+    def __init__(self, app: ASGIApp, *, root_path: str) -> None:
+        self._app = app
+        self._root = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["root_path"] = self._root
+            # ASGI wants it in the path too; mounted applications are not found without.
+            if not f"{scope['path']}/".startswith(f"{self._root}/"):
+                scope["path"] = self._root + scope["path"]
+        await self._app(scope, receive, send)
+
+
 class RequestStep:
     """Gives each request its id, tells unforeseen errors, and writes the access log."""
 

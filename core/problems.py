@@ -214,7 +214,7 @@ def describe_status(kinds: Iterable[type[DomainError]]) -> dict[str, Any]:
     examples = {
         kind.code: {"summary": kind.title, "value": _example(kind)} for kind in kinds
     }
-    description = "; ".join(f"`{kind.code}`: {kind.title}" for kind in kinds)
+    description = " ".join(f"`{kind.code}`: {kind.title}" for kind in kinds)
     schema = {"$ref": "#/components/schemas/Problem"}
     media = {"schema": schema, "examples": examples}
     described: dict[str, Any] = {

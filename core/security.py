@@ -73,7 +73,7 @@ BEARER_SCHEME = "Account"
 _bearer = _Bearer(
     flows=OAuthFlows(password=OAuthFlowPassword(tokenUrl="")),
     scheme_name=BEARER_SCHEME,
-    description="Your user name and password; the client fields stay empty.",
+    description="Sign in with your user name and password.",
 )
 
 

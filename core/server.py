@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
             log.info(f"{name}: {note}")
         listening = self.servers[0].sockets[0].getsockname()
         host = f"[{listening[0]}]" if ":" in listening[0] else listening[0]
-        root = f"http://{host}:{listening[1]}{self.config.root_path}"
+        root = f"http://{host}:{listening[1]}"
         log.info(f"Swagger: {root}/docs")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -74,7 +74,7 @@ class ServerSettings(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    root_path: str = ""
+    root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
     docs: bool = True
     allowed_hosts: Words = ()
     trusted_proxies: Words = ()

@@ -89,7 +89,7 @@ async def open_local(name: str, options: LocalOptions) -> AsyncIterator[LocalCha
             base_url=f"{address}/v1",
             model=model,
             api_key=SecretStr(key),
-            # It answers one after the other: a question may wait for its turn.
+            # Its first byte comes with its last: the deadline of [llm] is the limit.
             first_byte_seconds=_LONGEST_WAIT_SECONDS,
         )
         async with open_openai(name, spoken) as chat:

@@ -105,6 +105,10 @@ class Chat(Protocol):
 class ProviderError(DomainError):
     """The language model did not answer. Each one is also a kind of `core.errors`."""
 
+    def __init__(self, detail: str = "", **members: Any) -> None:
+        # By name: what `Invalid` takes by position are errors of fields.
+        super().__init__(detail=detail, **members)
+
 
 class ProviderUnreachable(ProviderError, UpstreamFailed):
     """The language model cannot be reached."""

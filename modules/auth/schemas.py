@@ -89,4 +89,4 @@ class ChangePassword(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     current_password: Password
-    new_password: Password
+    new_password: Annotated[Password, Field(examples=["nine purple whales at tea"])]

@@ -30,7 +30,8 @@ class InvalidGrant(Unauthenticated):
     """The user name or the password is wrong."""
 
     def __init__(self) -> None:
-        super().__init__(error="invalid_grant")
+        # In the words of RFC 6749, for OAuth2 clients such as the Swagger page.
+        super().__init__(error="invalid_grant", error_description=self.title)
 
 
 class UnsupportedGrantType(Malformed):
