@@ -186,6 +186,18 @@ def config_show(context: typer.Context) -> None:
         typer.echo(f"{key} = {value}  # {origin}")
 
 
+@app.command("make-secret")
+def make_secret(
+    files: Annotated[list[Path], typer.Argument(help="One secret each.")],
+) -> None:
+    """Write random secrets into files that only you can read; keep those there are."""
+    from core.secret_file import make_secret_file
+
+    with refusals():
+        for file in files:
+            typer.echo(f"{file}: {'made' if make_secret_file(file) else 'kept'}")
+
+
 @app.command()
 def plugins() -> None:
     """List what is installed: modules and providers, ours and others'."""

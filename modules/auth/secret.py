@@ -1,22 +1,19 @@
 """The secret that signs access tokens: given by the operator, or made once."""
 
 import logging
-import os
-import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 from core.db import database_url
 from core.errors import StartRefused
+from core.secret_file import SECRET_BYTES, make_secret_file
 from core.settings import DatabaseSettings, Finding, Settings
 from modules.auth.settings import AuthSettings
 
 log = logging.getLogger(__name__)
 
-SHORTEST_BYTES = 32
 _FEWEST_DISTINCT = 8
 # What documentation and examples everywhere write in the place of a secret.
 _PLACEHOLDERS = (
@@ -42,8 +39,8 @@ def check(settings: Settings) -> Iterator[Finding]:
 
 def weakness(secret: str) -> str | None:
     """Why a secret must not be used; None for one that may be."""
-    if len(secret.encode()) < SHORTEST_BYTES:
-        return f"shorter than {SHORTEST_BYTES} bytes"
+    if len(secret.encode()) < SECRET_BYTES:
+        return f"shorter than {SECRET_BYTES} bytes"
     lowered = secret.lower()
     if any(word in lowered for word in _PLACEHOLDERS):
         return "this is a placeholder, not a secret"
@@ -70,11 +67,11 @@ def signing_secret(settings: Settings) -> str:
         return configured.get_secret_value()
     url = database_url(settings.section(DatabaseSettings))
     path = Path(url.database or "").resolve().with_name("signing.secret")
+    if make_secret_file(path):
+        log.info("auth.secret_made", extra={"path": str(path)})
     try:
         secret = path.read_text(encoding="ascii").strip()
         mode = stat.S_IMODE(path.stat().st_mode)
-    except FileNotFoundError:
-        return _made(path)
     except (OSError, UnicodeDecodeError) as exc:
         raise StartRefused(f"{path}: the signing secret cannot be read") from exc
     if problem := weakness(secret):
@@ -82,32 +79,4 @@ def signing_secret(settings: Settings) -> str:
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         fields = {"path": str(path), "mode": f"{mode:04o}", "hint": "chmod 600"}
         log.warning("auth.secret_exposed", extra=fields)
-    return secret
-
-
-def _made(path: Path) -> str:
-    """A new secret, kept at `path`; the one that somebody else just put there wins."""
-    try:
-        return _make(path)
-    except FileExistsError:
-        return path.read_text(encoding="ascii").strip()
-    except OSError as exc:
-        problem = f"the signing secret cannot be kept here: {exc.strerror}"
-        raise StartRefused(f"{path}: {problem}") from exc
-
-
-def _make(path: Path) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    secret = secrets.token_hex(SHORTEST_BYTES)
-    # Written whole under another name first: a crash leaves no half of a secret.
-    descriptor, draft = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{secret}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(draft, path)
-    finally:
-        os.unlink(draft)
-    log.info("auth.secret_made", extra={"path": str(path)})
     return secret
