@@ -2,7 +2,7 @@
 # stage has no compiler and no package of a build; nothing in it is written at run time.
 #
 #   docker build -t vopros .                                   with the demonstration model
-#   docker build -t vopros --build-arg WITH_LOCAL_MODEL=0 .    without: 130 MB less
+#   docker build -t vopros --build-arg WITH_LOCAL_MODEL=0 .    without: 220 MB less
 
 FROM docker.io/library/python:3.11-slim-bookworm AS build
 WORKDIR /app

@@ -44,7 +44,7 @@ revision: .venv/.run ## Write a migration: make revision MODULE=users MESSAGE=".
 bench: .venv/.dev ## Measure: see benchmarks/README.md
 	$(BIN)/python -m benchmarks
 
-docker-check: ## Build and run the image without a Docker engine
+docker-check: .venv/.dev ## Build and run the image without a Docker engine
 	./tests/docker/check
 
 lock: .venv/.dev ## Lock the dependencies again, keeping what still fits
