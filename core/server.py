@@ -5,6 +5,8 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -17,17 +19,15 @@ from core.settings import LogSettings, ServerSettings, Settings
 
 log = logging.getLogger(__name__)
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
 
 class Server(uvicorn.Server):
-    """Announces itself once it listens, and stops being ready once told to end.
-
-    The signals that told it are left in `told_by`.
-    """
+    """Announces itself once it listens, and stops being ready once told to end."""
 
     def __init__(self, config: uvicorn.Config, health: Health) -> None:
         super().__init__(config)
         self._health = health
-        self.told_by: list[int] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -39,17 +39,26 @@ class Server(uvicorn.Server):
             log.info(f"{name}: {note}")
         listening = self.servers[0].sockets[0].getsockname()
         host = f"[{listening[0]}]" if ":" in listening[0] else listening[0]
-        root = f"http://{host}:{listening[1]}"
+        root = f"http://{host}:{listening[1]}{self.config.root_path}"
         log.info(f"Swagger: {root}/docs")
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Let signals end the serving and no more.
+
+        uvicorn would raise them again at once, and the process would be gone before
+        the application has been closed and every outcome stored.
+        """
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in _ENDING}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._health.draining = True
-        self.told_by.append(sig)
-        # Not uvicorn's own, which raises the signal again at the end of serving: that
-        # would end the process before the application is closed.
-        if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = True
-        self.should_exit = True
+        super().handle_exit(sig, frame)
 
 
 async def serve(settings: Settings) -> None:
@@ -64,9 +73,6 @@ async def serve(settings: Settings) -> None:
         gc.set_threshold(50_000, 20, 20)
         server = Server(uvicorn_config(app, settings), app.state.services.get(Health))
         await server.serve()
-    for sig in server.told_by:
-        # Whoever started the process sees what ended it.
-        signal.raise_signal(sig)
     if not server.started:
         sys.exit(1)
 

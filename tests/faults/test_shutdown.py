@@ -61,9 +61,7 @@ async def test_F05_questions_that_cannot_be_waited_for_are_told_and_stored(
             problem = assert_problem(answer, 503, "server_shutdown")
             assert problem["question_id"] in {1, 2, 3}
         await api.close()
-        code = await child.ended()
-    # As a shell shows what Ctrl-C ended.
-    assert code == (-signal.SIGTERM if signals == ["SIGTERM"] else 130), child.output
+        assert await child.ended() == 0, child.output
     assert "Traceback" not in child.output
     assert await outcomes(file) == [("interrupted", "server_shutdown")] * 3
 
@@ -81,5 +79,5 @@ async def test_F05_a_short_question_is_answered_before_the_end(
         release.set()
         assert (await asking).status_code == 201
         await api.close()
-        assert await child.ended() == -signal.SIGTERM, child.output
+        assert await child.ended() == 0, child.output
     assert await outcomes(file) == [("answered", None)]
