@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from core.db import Database
 from core.settings import DatabaseSettings, load_settings
+from core.testing import running
 from tests.support.api import Api, assert_problem
 from tests.support.child import serving
 from tests.support.config import write_config
@@ -81,3 +82,17 @@ async def test_F05_a_short_question_is_answered_before_the_end(
         await api.close()
         assert await child.ended() == 0, child.output
     assert await outcomes(file) == [("answered", None)]
+
+
+async def test_F05_an_application_that_closes_tells_whoever_waits(
+    tmp_path: Path, databases: Any, database_kind: str, upstream: Upstream
+) -> None:
+    file = await configured(tmp_path, databases, database_kind, upstream, seconds=0)
+    async with upstream.stalled():
+        async with running(file) as found:
+            api = Api(found.url)
+            asking = asyncio.create_task(api.ask(await api.account(), "For long?"))
+            await upstream.asked()
+        assert_problem(await asking, 503, "server_shutdown")
+        await api.close()
+    assert await outcomes(file) == [("interrupted", "server_shutdown")]

@@ -1,5 +1,6 @@
 """What `[llm]` and `[providers.NAME]` say is what the model's server gets."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,20 @@ async def test_a_proxy_that_is_not_there_is_unreachable(
     answer = await ask_far(file, 502)
     assert_problem(answer, 502, "provider_unreachable")
     assert SECRET not in answer.text
+
+
+async def test_a_proxy_that_refuses_us_is_unreachable(
+    tmp_path: Path, database_url: str
+) -> None:
+    async def refuse(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        file = proxied(tmp_path, database_url, "https://model.invalid/v1", url)
+        answer = await ask_far(file, 502)
+    assert_problem(answer, 502, "provider_unreachable")
