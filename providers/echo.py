@@ -38,7 +38,11 @@ async def open_echo(name: str, options: EchoOptions) -> AsyncIterator[EchoChat]:
     yield EchoChat()
 
 
+def _demonstrates(options: EchoOptions) -> str:
+    return "a demonstration without a language model"
+
+
 @hookimpl
 def vopros_provider() -> ProviderType:
     """The demonstration."""
-    return ProviderType("echo", EchoOptions, open_echo, is_demonstration=True)
+    return ProviderType("echo", EchoOptions, open_echo, _demonstrates)

@@ -152,7 +152,12 @@ async def _stop(child: asyncio.subprocess.Process) -> None:
         await child.wait()
 
 
+def _demonstrates(options: LocalOptions) -> str | None:
+    small = "SmolLM2, a demonstration model of 135M parameters"
+    return small if options.model_file is None else None
+
+
 @hookimpl
 def vopros_provider() -> ProviderType:
     """The local model."""
-    return ProviderType("local", LocalOptions, open_local, is_demonstration=True)
+    return ProviderType("local", LocalOptions, open_local, _demonstrates)

@@ -121,20 +121,18 @@ def _address(text: str) -> SplitResult | None:
 
 
 class OpenAIChat:
-    """One backend that speaks chat completions, over one HTTP session.
-
-    `fresh` is a second one, whose connections have never been used before.
-    """
+    """One backend that speaks chat completions, over one HTTP session."""
 
     def __init__(
         self,
         options: OpenAIOptions,
         session: aiohttp.ClientSession,
-        fresh: aiohttp.ClientSession,
+        trust: ssl.SSLContext,
     ) -> None:
+        """`trust` is what the session's connector verifies certificates with."""
         self._options = options
         self._session = session
-        self._fresh = fresh
+        self._trust = trust
         self._url = options.base_url.rstrip("/") + "/chat/completions"
         self._proxy = _http_proxy(options)
 
@@ -165,25 +163,28 @@ class OpenAIChat:
     async def _post(self, payload: bytes) -> bytes:
         seen = SimpleNamespace(reused=False, answered=False)
         try:
-            return await self._post_once(self._session, payload, seen)
+            return await self._post_once(payload, seen)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             # The backend had closed a connection that was kept for it, and took no
             # request from it: the one case in which asking again is not a retry.
             if not seen.reused or seen.answered:
                 raise
-        # Other kept connections may be just as dead.
-        return await self._post_once(self._fresh, payload, seen)
+        # Other kept connections may be just as dead. Connections are kept by what they
+        # were asked for with: naming the context that is used anyway gives a new one.
+        new = {"ssl": self._trust, "headers": {"Connection": "close"}}
+        return await self._post_once(payload, seen, **new)
 
     async def _post_once(
-        self, session: aiohttp.ClientSession, payload: bytes, seen: SimpleNamespace
+        self, payload: bytes, seen: SimpleNamespace, **connection: Any
     ) -> bytes:
         async with asyncio.timeout(self._options.first_byte_seconds) as first_byte:
-            async with session.post(
+            async with self._session.post(
                 self._url,
                 data=payload,
                 allow_redirects=False,
                 proxy=self._proxy,
                 trace_request_ctx=seen,
+                **connection,
             ) as response:
                 seen.answered = True
                 first_byte.reschedule(None)
@@ -318,11 +319,12 @@ def _http_proxy(options: OpenAIOptions) -> str | None:
     return proxy if proxy.startswith("http") else None
 
 
-def _connector(
-    options: OpenAIOptions, trust: ssl.SSLContext, *, keeps: bool
-) -> aiohttp.TCPConnector:
-    shared: dict[str, Any] = {"limit": options.max_concurrency, "ssl": trust}
-    shared |= {"keepalive_timeout": 15} if keeps else {"force_close": True}
+def _connector(options: OpenAIOptions, trust: ssl.SSLContext) -> aiohttp.TCPConnector:
+    shared: dict[str, Any] = {
+        "limit": options.max_concurrency,
+        "keepalive_timeout": 15,
+        "ssl": trust,
+    }
     proxy = options.proxy.get_secret_value() if options.proxy else ""
     if proxy.startswith("socks"):
         # socks5h leaves the look-up of names to the proxy.
@@ -365,13 +367,10 @@ async def _note_reuse(session: Any, context: Any, params: Any) -> None:
 
 @asynccontextmanager
 async def open_openai(name: str, options: OpenAIOptions) -> AsyncIterator[OpenAIChat]:
-    """Two sessions for as long as the provider is open."""
+    """One session for as long as the provider is open."""
     trust = ssl.create_default_context()
-    async with (
-        _session(options, _connector(options, trust, keeps=True)) as session,
-        _session(options, _connector(options, trust, keeps=False)) as fresh,
-    ):
-        yield OpenAIChat(options, session, fresh)
+    async with _session(options, _connector(options, trust)) as session:
+        yield OpenAIChat(options, session, trust)
 
 
 @hookimpl

@@ -20,7 +20,8 @@ async def open_plan(plan: Plan, stack: AsyncExitStack) -> tuple[list[Backend], s
         first, note = await _open_first(plan, stack)
     else:
         named = plan.candidates[0]
-        first, note = await _open_named(named, stack), f"{named.name}, as configured"
+        first = await _open_named(named, stack)
+        note = f"{_called(named)}, as configured"
     reserve = [await _open_named(configured, stack) for configured in plan.fallback]
     return [first, *reserve], note
 
@@ -41,9 +42,13 @@ async def _open_first(plan: Plan, stack: AsyncExitStack) -> tuple[Backend, str]:
             passed_over.append(f"{configured.name}: {exc}")
             continue
         reasons = "; ".join(passed_over) or "the first of llm.auto, and usable"
-        kind = " (a demonstration)" if configured.type.is_demonstration else ""
-        return backend, f"{configured.name}{kind}, chosen by auto: {reasons}"
+        return backend, f"{_called(configured)}, chosen by auto: {reasons}"
     raise StartRefused(f"auto found no usable provider: {'; '.join(passed_over)}")
+
+
+def _called(configured: Configured) -> str:
+    kind = configured.demonstrates
+    return f"{configured.name} ({kind})" if kind else configured.name
 
 
 async def _open(configured: Configured, stack: AsyncExitStack) -> Backend:

@@ -80,8 +80,8 @@ class ProviderType:
     options: type[ProviderOptions]
     open: Callable[[str, Any], AbstractAsyncContextManager[ChatModel]]
     """Given the table's name and its options; raises ProviderNotUsable."""
-    is_demonstration: bool = False
-    """Whether its answers must not pass for those of a real service."""
+    demonstrates: Callable[[Any], str | None] = lambda options: None
+    """Given the options: what to call it if it is only a demonstration, else None."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,11 @@ class Configured:
     type: ProviderType
     options: ProviderOptions
 
+    @property
+    def demonstrates(self) -> str | None:
+        """What to call it if it is only a demonstration."""
+        return self.type.demonstrates(self.options)
+
 
 @dataclass
 class Plan:
@@ -70,7 +75,7 @@ def make_plan(settings: Settings) -> tuple[Plan, list[Finding]]:
 
 def _may_demonstrate(settings: Settings, configured: Configured) -> bool:
     allowed = settings.is_embedded or settings.section(LlmSettings).allow_demo
-    return allowed or not configured.type.is_demonstration
+    return allowed or configured.demonstrates is None
 
 
 def _configure(

@@ -109,7 +109,9 @@ async def test_auto_passes_over_what_cannot_be_used_and_says_why(
     async with served(file, auto) as (_, api):
         note = await provider_note(api)
         answer = await api.ask(await api.account(), "Is this real?")
-    assert note.startswith("echo (a demonstration), chosen by auto: ")
+    assert note.startswith(
+        "echo (a demonstration without a language model), chosen by auto: "
+    )
     assert "keyed: the variable OPENAI_API_KEY is not set" in note
     assert "missing: there is no [providers.missing]" in note
     assert "local: model_file does not exist" in note

@@ -38,6 +38,9 @@ async def test_the_real_model_answers_and_is_stored(
 ) -> None:
     file = local_config(tmp_path / "app.toml", await databases.migrated(database_kind))
     async with served(file) as (_, api):
+        note = (await api.get("/health/ready")).json()["notes"]["provider"]
+        assert "135M" in note
+        assert note in (await api.get("/openapi.json")).json()["info"]["description"]
         ada = await api.account()
         answer = await api.ask(ada, QUESTION)
         assert answer.status_code == 201
