@@ -7,6 +7,7 @@ is never lost, beside a few readers; PostgreSQL is one pool.
 
 import asyncio
 import json
+import os
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Iterable
@@ -231,10 +232,13 @@ class Database:
         seconds = self.settings.start_seconds
         deadline = asyncio.get_running_loop().time() + seconds
         pause = 0.2
+        path = self.sqlite_path
+        # SQLite itself says so at the first write, not at BEGIN IMMEDIATE.
+        if path is not None and path.exists() and not os.access(path, os.W_OK):
+            raise StartRefused(f"{path}: this file is read-only")
         while True:
             try:
-                # Beginning to write finds out that a file is read-only.
-                async with self.transaction() as session:
+                async with self.reading() as session:
                     await session.execute(text("SELECT 1"))
                 return
             except Unavailable as exc:

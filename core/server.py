@@ -4,7 +4,6 @@ import gc
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from core.app import create_app
+from core.errors import StartRefused
 from core.health import Health
 from core.logs import configure_logging
 from core.settings import LogSettings, ServerSettings, Settings
@@ -65,16 +65,32 @@ async def serve(settings: Settings) -> None:
     """Serve until a signal ends it. Raises StartRefused."""
     configure_logging(settings.section(LogSettings))
     app = create_app(settings)
-    # Not uvicorn's lifespan: a refused start is one line there, not a traceback.
-    async with app.router.lifespan_context(app):
-        # What lives as long as the process need not be looked at by the collector.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 20)
-        server = Server(uvicorn_config(app, settings), app.state.services.get(Health))
-        await server.serve()
-    if not server.started:
-        sys.exit(1)
+    address = settings.section(ServerSettings)
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family) as listener:
+        # An address that cannot be had is known before anything else is opened.
+        with _refusing(address):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address.host, address.port))
+        # Not uvicorn's lifespan: a refused start is one line here, not a traceback.
+        async with app.router.lifespan_context(app):
+            # What lives as long as the process the collector need not look at.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(50_000, 20, 20)
+            with _refusing(address):
+                listener.listen()
+            health = app.state.services.get(Health)
+            await Server(uvicorn_config(app, settings), health).serve([listener])
+
+
+@contextmanager
+def _refusing(address: ServerSettings) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        problem = f"cannot listen on {address.host} port {address.port}"
+        raise StartRefused(f"{problem}: {exc.strerror}") from exc
 
 
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -73,14 +73,21 @@ def install_notes(folder: Path) -> Path:
 
     Returns its package; a file `has_run` appears in it when its code runs.
     """
-    package = folder / "notes_plugin"
-    (package / "migrations").mkdir(parents=True)
     files = {"module": MODULE, "models": MODELS, "router": ROUTER, "commands": COMMANDS}
-    for name, code in {"__init__": "", **files}.items():
-        (package / f"{name}.py").write_text(dedent(code).lstrip(), encoding="utf-8")
-    info = folder / "notes_plugin-1.2.dist-info"
+    package = install(folder, "notes", **files)
+    (package / "migrations").mkdir()
+    return package
+
+
+def install(folder: Path, name: str, **files: str) -> Path:
+    """Install a distribution `<name>-plugin` with the entry point of module `name`."""
+    package = folder / f"{name}_plugin"
+    package.mkdir(parents=True)
+    for file, code in {"__init__": "", **files}.items():
+        (package / f"{file}.py").write_text(dedent(code).lstrip(), encoding="utf-8")
+    info = folder / f"{name}_plugin-1.2.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Name: notes-plugin\nVersion: 1.2\n")
-    entry = "[vopros.modules]\nnotes = notes_plugin.module:MODULE\n"
+    (info / "METADATA").write_text(f"Name: {name}-plugin\nVersion: 1.2\n")
+    entry = f"[vopros.modules]\n{name} = {name}_plugin.module:MODULE\n"
     (info / "entry_points.txt").write_text(entry)
     return package
