@@ -33,7 +33,8 @@ class Page(BaseModel, Generic[T]):
 
     items: list[T]
     next_cursor: str | None = Field(
-        description="Ask again with this as `cursor`; null on the last page."
+        description="Ask again with this as `cursor`; null on the last page.",
+        examples=["dXNlcnM6NDI"],
     )
 
 
