@@ -111,7 +111,13 @@ def _refuse_reserved(username: str) -> str:
 
 
 OperatorsUsername = Annotated[
-    str, Field(min_length=3, max_length=32), AfterValidator(_check_shape)
+    str,
+    Field(
+        min_length=3,
+        max_length=32,
+        json_schema_extra={"pattern": f"^{_USERNAME.pattern}$"},
+    ),
+    AfterValidator(_check_shape),
 ]
 """A user name that an operator may give; reserved ones too."""
 

@@ -1,0 +1,212 @@
+"""The OpenAPI document: complete, ours, and true."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from core.testing import running
+from tests.conftest import Databases, make_admin, served
+from tests.support.api import CANARY, Account, Api, assert_problem
+from tests.support.config import write_config
+from tests.support.upstream import Upstream
+
+PROBLEM = "application/problem+json"
+OPEN = {
+    ("post", "/auth/register"),
+    ("post", "/auth/token"),
+    ("get", "/health/live"),
+    ("get", "/health/ready"),
+}
+Document = dict[str, Any]
+
+
+@pytest.fixture
+async def document(api: Api) -> Document:
+    found: Document = (await api.get("/openapi.json")).json()
+    return found
+
+
+def operations(document: Document) -> Iterator[tuple[tuple[str, str], Document]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield (method, path), operation
+
+
+def example(schema: Document, document: Document) -> Any:
+    """What a page shows as the example of a schema; fails where there is none."""
+    for key in ("const", "default"):
+        if key in schema:
+            return schema[key]
+    if "examples" in schema:
+        return schema["examples"][0]
+    if reference := schema.get("$ref"):
+        name = reference.rpartition("/")[2]
+        return example(document["components"]["schemas"][name], document)
+    if "anyOf" in schema:
+        return example(schema["anyOf"][0], document)
+    if schema.get("type") == "array":
+        return [example(schema["items"], document)]
+    properties = schema["properties"]
+    return {name: example(below, document) for name, below in properties.items()}
+
+
+async def test_every_operation_is_described(document: Document) -> None:
+    described = {tag["name"] for tag in document["tags"] if tag["description"]}
+    seen = [key for key, _ in operations(document)]
+    assert len(seen) == len(set(seen)) == 14
+    for _, operation in operations(document):
+        assert operation["summary"] and operation["description"]
+        assert operation["tags"] and described.issuperset(operation["tags"])
+        for parameter in operation.get("parameters", ()):
+            named = parameter["in"] == "path" or parameter["description"]
+            assert named, parameter
+
+
+async def test_every_body_has_an_example_that_its_schema_accepts(
+    document: Document,
+) -> None:
+    for key, operation in operations(document):
+        bodies = [operation["requestBody"]] if "requestBody" in operation else []
+        responses = operation["responses"]
+        bodies += [responses[code] for code in responses if code in ("200", "201")]
+        assert bodies or "204" in responses, key
+        for body in bodies:
+            for media in body["content"].values():
+                schema = media["schema"] | {"components": document["components"]}
+                jsonschema_rs.validate(schema, example(media["schema"], document))
+
+
+async def test_what_needs_a_token_and_nothing_else_has_the_lock(
+    document: Document,
+) -> None:
+    unlocked = {key for key, op in operations(document) if not op.get("security")}
+    assert unlocked == OPEN
+    scheme = document["components"]["securitySchemes"]["Account"]
+    assert scheme["flows"]["password"]["tokenUrl"] == "/auth/token"
+
+
+async def test_every_error_is_documented_as_a_problem_with_an_example(
+    document: Document,
+) -> None:
+    assert "HTTPValidationError" not in str(document)
+    assert "ValidationError" not in document["components"]["schemas"]
+    for key, operation in operations(document):
+        errors = {c: r for c, r in operation["responses"].items() if c >= "400"}
+        assert {"400", "431", "500"} <= errors.keys(), key
+        assert ("401" in errors) == (key not in OPEN or key[1] == "/auth/token"), key
+        if "requestBody" in operation:
+            assert {"408", "413", "415", "422"} <= errors.keys(), key
+        for code, response in errors.items():
+            assert response["content"].keys() == {PROBLEM}
+            media = response["content"][PROBLEM]
+            assert media["schema"] == {"$ref": "#/components/schemas/Problem"}
+            for name, shown in media["examples"].items():
+                assert shown["value"]["code"] == name
+                assert str(shown["value"]["status"]) == code
+                schema = media["schema"] | {"components": document["components"]}
+                jsonschema_rs.validate(schema, shown["value"])
+
+
+async def test_a_password_is_shown_as_one_and_never_given_back(
+    document: Document,
+) -> None:
+    given = {}
+    for name, schema in document["components"]["schemas"].items():
+        for field, described in schema.get("properties", {}).items():
+            if "password" in field:
+                given[name, field] = described["format"], described["writeOnly"]
+    assert given == {
+        ("Register", "password"): ("password", True),
+        ("TokenForm", "password"): ("password", True),
+        ("ChangePassword", "current_password"): ("password", True),
+        ("ChangePassword", "new_password"): ("password", True),
+    }
+
+
+async def test_every_code_that_a_bad_body_gets_is_documented(
+    api: Api, ada: Account, document: Document
+) -> None:
+    canary = b'{"a": "' + CANARY.encode() + b'"}'
+    for (method, path), operation in operations(document):
+        if "requestBody" not in operation:
+            continue
+        (right,) = operation["requestBody"]["content"]
+        for content in (b"", b"{", b"%", canary, b"x" * 70_000):
+            for media_type in (right, "text/plain"):
+                headers = ada.auth | {"Content-Type": media_type}
+                answer = await api.http.request(
+                    method, path, content=content, headers=headers
+                )
+                if answer.is_success:
+                    continue
+                problem = assert_problem(answer, answer.status_code)
+                known = operation["responses"][str(answer.status_code)]
+                assert problem["code"] in known["content"][PROBLEM]["examples"]
+
+
+async def test_pages_and_document_can_be_switched_off(
+    databases: Databases, tmp_path: Path
+) -> None:
+    url = await databases.migrated("sqlite")
+    file = write_config(tmp_path / "app.toml", url, server="docs = false")
+    async with served(file) as (_, api):
+        for path in ("/docs", "/redoc", "/openapi.json", "/docs/static/favicon.png"):
+            assert_problem(await api.get(path), 404, "not_found")
+        assert (await api.get("/health/live")).status_code == 200
+
+
+FUZZ = """\
+[generation]
+mode = "all"
+max-examples = 25
+deterministic = true
+
+[phases]
+stateful.enabled = false
+
+[checks]
+enabled = false
+not_a_server_error.enabled = true
+status_code_conformance.enabled = true
+content_type_conformance.enabled = true
+response_schema_conformance.enabled = true
+"""
+
+
+async def test_A22_what_anybody_sends_is_answered_as_documented(
+    databases: Databases,
+    database_kind: str,
+    upstream: Upstream,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "schemathesis.toml").write_text(FUZZ)
+    url = await databases.migrated(database_kind)
+    file = write_config(folder / "app.toml", url, upstream.base_url)
+    async with running(file) as found:
+        api = Api(found.url)
+        # The last administrator: may see everything, and cannot delete itself.
+        admin = await make_admin(found, api)
+        await api.ask(admin, "Is anybody there?")
+        await api.close()
+        output = await _schemathesis(found.url, admin.token, folder)
+    assert "14 selected / 14 total" in output, output
+
+
+async def _schemathesis(url: str, token: str, folder: Path) -> str:
+    program = Path(sys.executable).with_name("schemathesis")
+    process = await asyncio.create_subprocess_exec(
+        *(program, "run", f"{url}/openapi.json", "--no-color"),
+        *("--header", f"Authorization: Bearer {token}"),
+        cwd=folder,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()

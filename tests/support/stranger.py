@@ -1,0 +1,121 @@
+"""A module of somebody else's: installed beside this tree, found by its entry point."""
+
+from pathlib import Path
+
+import pytest
+
+NAME = "guestbook"
+CANARY = "canary-inside-7c20be"
+_MODULE = """
+from contextlib import asynccontextmanager
+
+from core.module import Module
+from core.security import Authenticator
+from core.testing import NamedCallers
+
+
+@asynccontextmanager
+async def lifespan(context):
+    if {brings_callers}:
+        context.services.add(Authenticator, NamedCallers())
+    yield
+
+
+MODULE = Module(name="guestbook", router="guestbook.router", lifespan=lifespan)
+"""
+_ROUTER = '''
+"""What guests leave."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, HTTPException
+from pydantic import BaseModel, field_validator
+from sqlalchemy import text
+
+from core.db import Database
+from core.security import CurrentAdmin, CurrentUser
+from core.services import Services
+from fastapi import Request
+
+router = APIRouter(prefix="/guests", tags=["guests"])
+# Apart from where it is raised: a traceback shows that line.
+INSIDE = "{canary}"
+
+
+class Entry(BaseModel):
+    text: str
+    stars: int = 1
+
+    @field_validator("text")
+    @classmethod
+    def _polite(cls, value: str) -> str:
+        if "damn" in value:
+            raise ValueError(INSIDE + value)
+        return value
+
+
+@router.post("", status_code=201)
+async def write(entry: Entry, who: CurrentUser) -> dict[str, Any]:
+    """Write something."""
+    return {{"text": entry.text, "by": who.user_id}}
+
+
+@router.get("/search")
+async def search(body: dict[str, Any]) -> dict[str, Any]:
+    """A GET that reads a body, as some do."""
+    return body
+
+
+@router.post("/form")
+async def sign(name: Annotated[str, Form()]) -> dict[str, str]:
+    """Sign with a form."""
+    return {{"name": name}}
+
+
+@router.get("/all")
+async def read_all(who: CurrentAdmin) -> list[str]:
+    """For administrators."""
+    return []
+
+
+@router.get("/fails")
+async def fails() -> None:
+    """Raise what nobody foresaw."""
+    raise RuntimeError(INSIDE)
+
+
+@router.get("/database")
+async def database(request: Request) -> None:
+    """Make the database raise."""
+    services: Services = request.app.state.services
+    async with services.get(Database).reading() as session:
+        await session.execute(text("SELECT * FROM {canary_table}"))
+
+
+@router.get("/lies")
+async def lies() -> Entry:
+    """Return what the route did not promise."""
+    return {{"text": [INSIDE]}}  # type: ignore[return-value]
+
+
+@router.get("/http/{{status}}")
+async def says(status: int) -> None:
+    """Raise FastAPI's own exception."""
+    raise HTTPException(status, INSIDE, {{"X-Canary": INSIDE}})
+'''
+
+
+def install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, brings_callers: bool = True
+) -> None:
+    """Put the module where an installed distribution would be."""
+    package, info = folder / NAME, folder / f"{NAME}-1.0.dist-info"
+    for each in (package, info):
+        each.mkdir(parents=True)
+    filled = _MODULE.format(brings_callers=brings_callers)
+    (package / "__init__.py").write_text(filled)
+    router = _ROUTER.format(canary=CANARY, canary_table=CANARY.replace("-", "_"))
+    (package / "router.py").write_text(router)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0")
+    (info / "entry_points.txt").write_text(f"[vopros.modules]\n{NAME} = {NAME}:MODULE")
+    monkeypatch.syspath_prepend(folder)
