@@ -225,7 +225,7 @@ def describe_status(kinds: Iterable[type[DomainError]]) -> dict[str, Any]:
 
 
 def _example(kind: type[DomainError]) -> dict[str, Any]:
-    if issubclass(kind, Invalid):
+    if kind is Invalid:
         field = FieldError(("body", "field"), "required", "This field is required.")
         return problem_document(kind(field), "3f1c9a52")
     return problem_document(kind(), "3f1c9a52")
