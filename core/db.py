@@ -165,8 +165,13 @@ def translate(exc: BaseException) -> DomainError | None:
     return None
 
 
+def _sqlstate(exc: BaseException | None) -> str:
+    """PostgreSQL's code, whether or not SQLAlchemy has wrapped the error (2.1 does)."""
+    return getattr(getattr(exc, "orig", exc), "sqlstate", None) or ""
+
+
 def _translate_driver(exc: sa_exc.DBAPIError) -> DomainError | None:
-    state = getattr(exc.orig, "sqlstate", None)
+    state = _sqlstate(exc)
     code = getattr(exc.orig, "sqlite_errorcode", None)
     if state in _BUSY_STATES or code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return Busy()
@@ -174,9 +179,9 @@ def _translate_driver(exc: sa_exc.DBAPIError) -> DomainError | None:
         return StorageFull()
     if code is not None and code & 0xFF in _UNAVAILABLE_CODES:
         return DatabaseUnavailable()
-    if exc.connection_invalidated or state in _GONE_STATES:
+    if exc.connection_invalidated or state in _GONE_STATES or state in _HOPELESS:
         return DatabaseUnavailable()
-    if isinstance(exc.orig, OSError) or (state or "").startswith("08"):
+    if isinstance(exc.orig, OSError) or state.startswith("08"):
         return DatabaseUnavailable()
     return None
 
@@ -253,7 +258,7 @@ class Database:
     def _hopeless(self, exc: Unavailable) -> str | None:
         """Why trying again is in vain; None when it may help."""
         if self.dialect != "sqlite":
-            return _HOPELESS.get(getattr(exc.__cause__, "sqlstate", ""))
+            return _HOPELESS.get(_sqlstate(exc.__cause__))
         if isinstance(exc, Busy):
             return None
         return f"{self.sqlite_path}: {getattr(exc.__cause__, 'orig', exc)}"
