@@ -343,8 +343,9 @@ def read_table(
         problem = "must be a table"
         return None, [Finding(raw.origin(*path), path[0], "", problem)]
     if not getattr(kind, "keeps_references", False):
-        table = _read_secret_files(raw, path, table, kind, findings)
-        table = _resolve(raw, path, table, findings)
+        table, secrets = _read_secret_files(raw, path, table, kind, findings)
+        # What a file holds is taken as it is, even if it looks like a reference.
+        table = _resolve(raw, path, table, findings) | secrets
     if findings:
         return None, findings
     try:
@@ -366,9 +367,12 @@ def _read_secret_files(
     table: dict[str, Any],
     kind: type[BaseModel],
     findings: list[Finding],
-) -> dict[str, Any]:
-    """Any secret `x` may be given as `x_file`, the path of a file that holds it."""
-    table = dict(table)
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Any secret `x` may be given as `x_file`, the path of a file that holds it.
+
+    Returns what is left of the table, and the secrets.
+    """
+    table, secrets = dict(table), {}
     for name, info in kind.model_fields.items():
         key = f"{name}_file"
         if "SecretStr" not in str(info.annotation) or key in kind.model_fields:
@@ -383,14 +387,16 @@ def _read_secret_files(
             problem = f"{name} is given as well: one of them has to go"
             findings.append(Finding(where, ".".join(path), key, problem))
             continue
+        table.pop(name, None)
+        file = _resolve(raw, (*path, key), file, findings)
         try:
             secret = Path(str(file)).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             problem = "this file cannot be read"
             findings.append(Finding(where, ".".join(path), key, problem))
         else:
-            table[name] = secret.rstrip("\r\n")
-    return table
+            secrets[name] = secret.rstrip("\r\n")
+    return table, secrets
 
 
 def _resolve(raw: RawSettings, path: Keys, value: Any, findings: list[Finding]) -> Any:

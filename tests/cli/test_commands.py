@@ -165,12 +165,10 @@ def test_the_server_says_where_swagger_is_and_who_answers_and_why(
         assert page.status_code == 200
         assert "swagger" in page.text
         notes = httpx.get(f"{server.url}/health/ready").json()["notes"]
-    reason = (
-        "echo (a demonstration), chosen by auto: openai: the variable OPENAI_API_KEY"
-        " is not set"
-    )
-    assert notes["provider"] == reason
-    assert f"provider: {reason}" in server.log
+    note = notes["provider"]
+    assert note.startswith("echo (a demonstration")
+    assert "chosen by auto: openai: the variable OPENAI_API_KEY is not set" in note
+    assert f"provider: {note}" in server.log
     assert f"Swagger: {server.url}/docs" in server.log
 
 
@@ -184,7 +182,7 @@ def test_one_word_switches_the_provider(tmp_path: Path) -> None:
     for name in ("one", "two"):
         env = {"VOPROS_LLM__PROVIDER": name}
         with serving("--config", file, env=env) as server:
-            assert f"provider: {name}, as configured" in server.log
+            assert f"provider: {name} (" in server.log
 
 
 # Accounts.

@@ -369,6 +369,26 @@ def test_a_secrets_file_and_its_value_obey_the_layers(tmp_path: Path) -> None:
     assert secret(f'secret = "{SECRET}"', above) == SECRET[::-1]
 
 
+def test_a_secrets_file_is_taken_as_it_is_and_its_path_may_hold_a_reference(
+    tmp_path: Path,
+) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("pass${word}")
+    text = f'{ECHO}[database]\npassword_file = "${{FOLDER}}/kept"'
+    settings = load(text, tmp_path, {"FOLDER": str(tmp_path)})
+    password = settings.section(DatabaseSettings).password
+    assert password is not None and password.get_secret_value() == "pass${word}"
+
+
+def test_a_file_replaces_a_reference_to_what_is_not_set(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text(SECRET)
+    text = f'{ECHO}[auth]\nsecret = "${{NOT_SET_ANYWHERE}}"'
+    env = {"VOPROS_AUTH__SECRET_FILE": str(kept)}
+    found = load(text, tmp_path, env).section(AuthSettings).secret
+    assert found is not None and found.get_secret_value() == SECRET
+
+
 def test_a_reference_may_be_a_part_of_a_value(tmp_path: Path) -> None:
     text = ECHO + '[database]\nurl = "sqlite:///${FOLDER}/${NAME}.db"'
     settings = load(text, tmp_path, {"FOLDER": "/data", "NAME": "vopros"})
