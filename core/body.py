@@ -217,13 +217,10 @@ def check_form(body: bytes) -> None:
         raise MalformedBody("The form is not percent-encoded.")
     if body.count(b"&") >= MOST_FIELDS:
         raise MalformedBody(f"The form has more than {MOST_FIELDS} fields.")
-    try:
-        # "surrogateescape" marks the bytes that are not UTF-8 as unstorable.
-        pairs = parse_qsl(
-            body.decode("ascii"), keep_blank_values=True, errors="surrogateescape"
-        )
-    except ValueError:
-        raise MalformedBody from None
+    # "surrogateescape" marks the bytes that are not UTF-8 as unstorable.
+    pairs = parse_qsl(
+        body.decode("ascii"), keep_blank_values=True, errors="surrogateescape"
+    )
     names = [name for name, _ in pairs]
     if len(set(names)) != len(names):
         raise InvalidForm("A field is given twice.", error="invalid_request")

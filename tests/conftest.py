@@ -136,6 +136,24 @@ async def admin(service: Running, api: Api) -> Account:
     return await make_admin(service, api)
 
 
+@pytest.fixture(scope="module")
+async def somebody(service: Running) -> Account:
+    """One account for a whole file, whose tests must leave it as it is."""
+    client = Api(service.url)
+    account = await client.account()
+    await client.close()
+    return account
+
+
+@pytest.fixture(scope="module")
+async def some_admin(service: Running) -> Account:
+    """One administrator for a whole file."""
+    client = Api(service.url)
+    account = await make_admin(service, client)
+    await client.close()
+    return account
+
+
 async def make_admin(service: Running, api: Api) -> Account:
     """An administrator, made as the command line makes one."""
     import uuid

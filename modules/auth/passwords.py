@@ -13,12 +13,13 @@ from passlib.hash import argon2
 
 from core.db import Busy
 from core.errors import FieldError, Invalid
+from core.text import is_storable
 from modules.auth.settings import AuthSettings
 
 T = TypeVar("T")
 
 LONGEST_CHARS = 128
-LONGEST_BYTES = 512
+"""At most 512 bytes of UTF-8: what is hashed is bounded too."""
 _LONGEST_LISTED = 20
 _SERVICE = "vopros"
 _PADDING = string.digits + string.punctuation + string.whitespace
@@ -70,6 +71,11 @@ class Passwords:
         self._threads.shutdown()
 
     def _objection(self, password: str, username: str) -> tuple[str, str] | None:
+        # No schema has looked at what an operator gives.
+        if not is_storable(password):
+            return "invalid_text", "Must not contain NUL or unpaired surrogates."
+        if len(password) > LONGEST_CHARS:
+            return "too_long", f"Must have at most {LONGEST_CHARS} characters."
         # Counted in both spellings: one ligature can become eighteen letters.
         if min(len(password), len(normal(password))) < self._shortest:
             return "too_short", f"Must have at least {self._shortest} characters."

@@ -3,26 +3,10 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from core.text import is_storable
-from modules.auth.passwords import LONGEST_BYTES, LONGEST_CHARS
+from modules.auth.passwords import LONGEST_CHARS
 from modules.users.public import Role, Username
-
-
-def _bounded(password: SecretStr) -> SecretStr:
-    text = password.get_secret_value()
-    if not is_storable(text):
-        raise PydanticCustomError(
-            "invalid_text", "Must not contain NUL or unpaired surrogates."
-        )
-    if len(text.encode()) > LONGEST_BYTES:
-        raise PydanticCustomError(
-            "too_long", f"Must have at most {LONGEST_BYTES} bytes."
-        )
-    return password
-
 
 Password = Annotated[
     SecretStr,
@@ -33,7 +17,6 @@ Password = Annotated[
         examples=["correct horse battery staple"],
         json_schema_extra={"format": "password"},
     ),
-    AfterValidator(_bounded),
 ]
 
 

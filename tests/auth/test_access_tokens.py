@@ -76,13 +76,13 @@ async def assert_accepted(api: Api, token: str) -> None:
 
 
 async def test_a_token_says_who_and_for_how_long_and_nothing_else(
-    api: Api, ada: Account
+    api: Api, somebody: Account
 ) -> None:
-    header = json.loads(base64.urlsafe_b64decode(ada.token.split(".")[0] + "=="))
-    claims = claims_of(ada)
+    header = json.loads(base64.urlsafe_b64decode(somebody.token.split(".")[0] + "=="))
+    claims = claims_of(somebody)
     assert header == HEADER
     assert claims.keys() == {"iss", "aud", "sub", "sid", "jti", "iat", "exp"}
-    assert (claims["sub"], claims["exp"] - claims["iat"]) == (str(ada.id), 900)
+    assert (claims["sub"], claims["exp"] - claims["iat"]) == (str(somebody.id), 900)
     await assert_accepted(api, sign(claims))
 
 
@@ -101,32 +101,36 @@ async def test_J01_without_a_token_nobody_is_known(api: Api) -> None:
     ],
 )
 async def test_J01_another_authorization_is_not_valid(
-    api: Api, ada: Account, value: str
+    api: Api, somebody: Account, value: str
 ) -> None:
-    headers = {"Authorization": value.replace("{}", ada.token)}
+    headers = {"Authorization": value.replace("{}", somebody.token)}
     answer = await api.http.get("/users/me", headers=headers)
     assert_problem(answer, 401, "invalid_token")
 
 
-async def test_J01_two_authorizations_are_not_valid(api: Api, ada: Account) -> None:
-    right = ("Authorization", f"Bearer {ada.token}")
+async def test_J01_two_authorizations_are_not_valid(
+    api: Api, somebody: Account
+) -> None:
+    right = ("Authorization", f"Bearer {somebody.token}")
     for other in (right, ("Authorization", "Basic x"), ("Authorization", "")):
         for headers in ([right, other], [other, right]):
             answer = await api.http.get("/users/me", headers=headers)
             assert_problem(answer, 401, "invalid_token")
 
 
-async def test_J01_the_scheme_is_spelt_as_anybody_likes(api: Api, ada: Account) -> None:
+async def test_J01_the_scheme_is_spelt_as_anybody_likes(
+    api: Api, somebody: Account
+) -> None:
     for scheme in ("bearer", "BEARER", "Bearer "):
-        headers = {"Authorization": f"{scheme} {ada.token}"}
+        headers = {"Authorization": f"{scheme} {somebody.token}"}
         assert (await api.http.get("/users/me", headers=headers)).status_code == 200
 
 
 @pytest.mark.parametrize("algorithm", ["none", "None", "nOnE", "", "RS256", "ES256"])
 async def test_J02_another_algorithm_is_not_valid(
-    api: Api, ada: Account, algorithm: str
+    api: Api, somebody: Account, algorithm: str
 ) -> None:
-    token = sign(claims_of(ada), HEADER | {"alg": algorithm})
+    token = sign(claims_of(somebody), HEADER | {"alg": algorithm})
     await assert_refused(api, token)
     await assert_refused(api, token.rpartition(".")[0] + ".")
     await assert_refused(api, token.rpartition(".")[0])
@@ -134,25 +138,27 @@ async def test_J02_another_algorithm_is_not_valid(
 
 @pytest.mark.parametrize("algorithm", ["HS384", "HS512"])
 async def test_J02_another_digest_is_not_valid_though_signed_with_our_secret(
-    api: Api, ada: Account, algorithm: str
+    api: Api, somebody: Account, algorithm: str
 ) -> None:
     digest = algorithm.replace("HS", "sha")
     header = HEADER | {"alg": algorithm}
-    await assert_refused(api, sign(claims_of(ada), header, digest=digest))
+    await assert_refused(api, sign(claims_of(somebody), header, digest=digest))
 
 
-async def test_J03_a_public_key_is_no_secret(api: Api, ada: Account) -> None:
+async def test_J03_a_public_key_is_no_secret(api: Api, somebody: Account) -> None:
     pem = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n"
     for secret in (pem, '{"kty": "OKP", "crv": "Ed25519"}', "", KID, SECRET[:32]):
-        await assert_refused(api, sign(claims_of(ada), secret=secret))
+        await assert_refused(api, sign(claims_of(somebody), secret=secret))
 
 
 @pytest.mark.parametrize("claim", ["iss", "aud", "sub", "sid", "jti", "iat", "exp"])
-async def test_J04_every_claim_is_needed(api: Api, ada: Account, claim: str) -> None:
-    without = claims_of(ada)
+async def test_J04_every_claim_is_needed(
+    api: Api, somebody: Account, claim: str
+) -> None:
+    without = claims_of(somebody)
     del without[claim]
     await assert_refused(api, sign(without))
-    await assert_refused(api, sign(claims_of(ada) | {claim: None}))
+    await assert_refused(api, sign(claims_of(somebody) | {claim: None}))
 
 
 @pytest.mark.parametrize(
@@ -165,13 +171,13 @@ async def test_J04_every_claim_is_needed(api: Api, ada: Account, claim: str) -> 
     ids=lambda written: written[:12],
 )
 async def test_J04_an_expiry_that_is_past_or_none_is_not_valid(
-    api: Api, ada: Account, written: str
+    api: Api, somebody: Account, written: str
 ) -> None:
     now = int(time.time())
     moments = {"later": now + 800, "much_later": now + 86_400, "past": now - 12}
     for name, moment in moments.items():
         written = written.replace(f"{{{name}}}", str(moment))
-    claims = json.dumps(claims_of(ada) | {"exp": 0, "iat": now - 100})
+    claims = json.dumps(claims_of(somebody) | {"exp": 0, "iat": now - 100})
     token = sign(claims.replace('"exp": 0', f'"exp": {written}'))
     await assert_refused(api, token[:4096])
 
@@ -196,15 +202,17 @@ async def _end_session(service: Running, sid: str, *, seconds_ago: int) -> None:
         await session.execute(statement.values(expires_at=ended))
 
 
-async def test_J05_a_token_from_the_future_is_not_valid(api: Api, ada: Account) -> None:
+async def test_J05_a_token_from_the_future_is_not_valid(
+    api: Api, somebody: Account
+) -> None:
     now = int(time.time())
     ahead = {"iat": now + 60, "exp": now + 900}
-    await assert_refused(api, sign(claims_of(ada) | ahead))
-    await assert_refused(api, sign(claims_of(ada) | {"nbf": now + 60}))
-    await assert_refused(api, sign(claims_of(ada) | {"nbf": "x"}))
-    await assert_refused(api, sign(claims_of(ada) | {"iat": "x"}))
+    await assert_refused(api, sign(claims_of(somebody) | ahead))
+    await assert_refused(api, sign(claims_of(somebody) | {"nbf": now + 60}))
+    await assert_refused(api, sign(claims_of(somebody) | {"nbf": "x"}))
+    await assert_refused(api, sign(claims_of(somebody) | {"iat": "x"}))
     a_little = {"iat": now + 5, "exp": now + 905, "nbf": now + 5}
-    await assert_accepted(api, sign(claims_of(ada) | a_little))
+    await assert_accepted(api, sign(claims_of(somebody) | a_little))
 
 
 @pytest.mark.parametrize("claim", ["iss", "aud"])
@@ -212,9 +220,9 @@ async def test_J05_a_token_from_the_future_is_not_valid(api: Api, ada: Account) 
     "value", ["other", "vopro", "vopros2", "VOPROS", "", 1, True, ["vopros"], {}]
 )
 async def test_J06_J07_a_token_of_or_for_somebody_else_is_not_valid(
-    api: Api, ada: Account, claim: str, value: object
+    api: Api, somebody: Account, claim: str, value: object
 ) -> None:
-    await assert_refused(api, sign(claims_of(ada) | {claim: value}))
+    await assert_refused(api, sign(claims_of(somebody) | {claim: value}))
 
 
 @pytest.mark.parametrize(
@@ -226,16 +234,16 @@ async def test_J06_J07_a_token_of_or_for_somebody_else_is_not_valid(
     ],
 )
 async def test_J08_a_subject_that_is_no_user_is_not_valid(
-    api: Api, ada: Account, subject: object
+    api: Api, somebody: Account, subject: object
 ) -> None:
-    await assert_refused(api, sign(claims_of(ada) | {"sub": subject}))
+    await assert_refused(api, sign(claims_of(somebody) | {"sub": subject}))
 
 
 @pytest.mark.parametrize("session", ["", "x", "0" * 32, 1, [], {}, "\x00", "9" * 99])
 async def test_J08_a_session_that_is_none_is_not_valid(
-    api: Api, ada: Account, session: object
+    api: Api, somebody: Account, session: object
 ) -> None:
-    await assert_refused(api, sign(claims_of(ada) | {"sid": session}))
+    await assert_refused(api, sign(claims_of(somebody) | {"sid": session}))
 
 
 @pytest.mark.parametrize(
@@ -268,17 +276,17 @@ async def test_J08_a_session_that_is_none_is_not_valid(
     ids=str,
 )
 async def test_J09_J10_J11_a_header_with_anything_else_is_not_valid(
-    api: Api, ada: Account, more: dict[str, Any]
+    api: Api, somebody: Account, more: dict[str, Any]
 ) -> None:
-    await assert_refused(api, sign(claims_of(ada), HEADER | more))
+    await assert_refused(api, sign(claims_of(somebody), HEADER | more))
 
 
 @pytest.mark.parametrize("name", ["alg", "typ", "kid"])
 async def test_J10_J11_a_header_with_less_is_not_valid(
-    api: Api, ada: Account, name: str
+    api: Api, somebody: Account, name: str
 ) -> None:
     less = {key: value for key, value in HEADER.items() if key != name}
-    await assert_refused(api, sign(claims_of(ada), less))
+    await assert_refused(api, sign(claims_of(somebody), less))
 
 
 async def test_J12_what_is_no_access_token_is_not_valid(api: Api) -> None:
@@ -302,16 +310,18 @@ async def test_J12_what_is_no_access_token_is_not_valid(api: Api) -> None:
     ids=lambda payload: payload[:6].hex(),
 )
 async def test_J13_a_payload_or_header_that_is_no_object_is_not_valid(
-    api: Api, ada: Account, payload: bytes
+    api: Api, somebody: Account, payload: bytes
 ) -> None:
     await assert_refused(api, sign(payload))
-    await assert_refused(api, sign(claims_of(ada), payload))
+    await assert_refused(api, sign(claims_of(somebody), payload))
 
 
-async def test_J13_a_token_is_read_in_one_spelling_only(api: Api, ada: Account) -> None:
-    head, payload, signature = ada.token.split(".")
+async def test_J13_a_token_is_read_in_one_spelling_only(
+    api: Api, somebody: Account
+) -> None:
+    head, payload, signature = somebody.token.split(".")
     for token in (
-        f"{ada.token}=",
+        f"{somebody.token}=",
         f"{head}=.{payload}.{signature}",
         f"{head}.{payload}==.{signature}",
         f"{head}.{payload}.{signature}.{signature}",
@@ -324,50 +334,54 @@ async def test_J13_a_token_is_read_in_one_spelling_only(api: Api, ada: Account) 
         f"{head}.{payload}.{signature}%20",
     ):
         await assert_refused(api, token)
-    await assert_refused(api, ada.token.encode() + b"\xff")
-    await assert_refused(api, "ж".encode() + ada.token.encode())
+    await assert_refused(api, somebody.token.encode() + b"\xff")
+    await assert_refused(api, "ж".encode() + somebody.token.encode())
 
 
 async def test_J13_of_two_equal_claims_neither_gives_another_account(
-    api: Api, ada: Account
+    api: Api, somebody: Account
 ) -> None:
     bob = await api.account()
-    claims = json.dumps(claims_of(ada))
+    claims = json.dumps(claims_of(somebody))
     await assert_refused(api, sign(claims[:-1] + f', "sub": "{bob.id}"}}'))
 
 
 async def test_J14_a_token_that_is_too_long_is_not_even_read(
-    api: Api, ada: Account
+    api: Api, somebody: Account
 ) -> None:
-    long = sign(claims_of(ada) | {"jti": "x" * 3_500})
+    long = sign(claims_of(somebody) | {"jti": "x" * 3_500})
     assert len(long) > 4096
     await assert_refused(api, long)
-    longest = sign(claims_of(ada) | {"jti": "x" * 2_500})
+    longest = sign(claims_of(somebody) | {"jti": "x" * 2_500})
     await assert_accepted(api, longest)
     assert_problem(await call(api, "x" * 40_000), 431, "headers_too_large")
 
 
 async def test_J15_a_good_signature_does_not_make_an_account(
-    api: Api, ada: Account
+    api: Api, somebody: Account
 ) -> None:
     bob = await api.account()
-    await assert_refused(api, sign(claims_of(ada) | {"sub": str(bob.id)}))
-    await assert_refused(api, sign(claims_of(ada) | {"sid": str(uuid.uuid4())}))
-    await assert_refused(api, sign(claims_of(ada) | {"sub": str(2**63 - 1)}))
+    await assert_refused(api, sign(claims_of(somebody) | {"sub": str(bob.id)}))
+    await assert_refused(api, sign(claims_of(somebody) | {"sid": str(uuid.uuid4())}))
+    await assert_refused(api, sign(claims_of(somebody) | {"sub": str(2**63 - 1)}))
 
 
 async def test_J15_another_server_with_another_secret_does_not_know_the_token(
-    api: Api, ada: Account
+    api: Api, somebody: Account
 ) -> None:
     secret = hashlib.sha256(b"another").hexdigest()
     kid = hmac.new(secret.encode(), b"kid", hashlib.sha256).hexdigest()[:16]
-    await assert_refused(api, sign(claims_of(ada), secret=secret))
+    await assert_refused(api, sign(claims_of(somebody), secret=secret))
     header = HEADER | {"kid": kid}
-    await assert_refused(api, sign(claims_of(ada), header, secret=secret))
+    await assert_refused(api, sign(claims_of(somebody), header, secret=secret))
 
 
-async def test_J16_a_token_gives_no_role(api: Api, ada: Account) -> None:
-    claims = claims_of(ada) | {"role": "admin", "roles": ["admin"], "scope": "admin"}
+async def test_J16_a_token_gives_no_role(api: Api, somebody: Account) -> None:
+    claims = claims_of(somebody) | {
+        "role": "admin",
+        "roles": ["admin"],
+        "scope": "admin",
+    }
     bearer = {"Authorization": f"Bearer {sign(claims)}"}
     assert_problem(await api.http.get("/users", headers=bearer), 403, "admins_only")
     assert (await api.http.get("/users/me", headers=bearer)).json()["role"] == "user"

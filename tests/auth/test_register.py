@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from core.errors import Invalid
+from core.testing import Running
+from modules.auth.service import Auth
+from modules.users.public import Role
 from tests.support.api import PASSWORD, Account, Api, assert_problem
 from tests.support.hashing import Work
 from tests.support.raw import exchange, request
@@ -136,6 +140,17 @@ async def test_R04_a_password_of_a_megabyte_is_not_even_read(api: Api) -> None:
     )
     reply = await exchange(api.url, head)
     assert (reply.status, reply.problem["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    "password", [of_length(7), of_length(129), "nul\x00nul\x00", "lone\ud800lone"]
+)
+async def test_R04_an_operator_s_password_has_the_same_limits(
+    service: Running, work: Work, password: str
+) -> None:
+    with pytest.raises(Invalid):
+        await service.service(Auth).register(new_name(), password, Role.ADMIN)
+    assert work.since_last_look() == (0, 0)
 
 
 @pytest.mark.parametrize(

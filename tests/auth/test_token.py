@@ -1,6 +1,8 @@
 """Signing in with the OAuth2 password form (T01 to T07)."""
 
+import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,7 +11,9 @@ from sqlalchemy import text
 
 from core.db import Database
 from core.testing import Running
+from tests.conftest import Databases, served
 from tests.support.api import CANARY, PASSWORD, Account, Api, assert_problem
+from tests.support.config import write_config
 from tests.support.hashing import Work
 from tests.support.raw import exchange, request
 
@@ -168,3 +172,22 @@ async def test_T07_credentials_in_a_query_are_not_looked_at(
     assert {error["code"] for error in problem["errors"]} == {"required"}
     asked = await api.get("/users/me", access_token=ada.token, token=ada.token)
     assert_problem(asked, 401, "token_missing")
+
+
+async def test_A09_a_flood_of_logins_is_bounded_and_stops_nobody_else(
+    databases: Databases, tmp_path: Path
+) -> None:
+    url = await databases.migrated("sqlite")
+    narrow = "hash_threads = 1\nhash_queue = 2"
+    file = write_config(tmp_path / "app.toml", url, auth=narrow)
+    async with served(file) as (_, api):
+        ada = await api.account()
+        flood = [asyncio.create_task(api.log_in(ada.username)) for _ in range(20)]
+        assert (await api.get("/users/me", ada)).status_code == 200
+        answers = await asyncio.gather(*flood)
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert 0 < len(refused) < 20
+        for answer in refused:
+            assert_problem(answer, 503, "busy")
+            assert answer.headers["retry-after"] == "1"
+        assert (await api.log_in(ada.username)).status_code == 200

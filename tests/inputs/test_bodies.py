@@ -1,5 +1,6 @@
 """Bodies that are no strict JSON, or not what a route takes (I01 to I13, I29)."""
 
+import asyncio
 import gzip
 import json
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from core.testing import Running
-from tests.conftest import Databases, served
+from tests.conftest import Databases, Recorder, served
 from tests.support.api import CANARY, PASSWORD, Account, Api, assert_problem
 from tests.support.config import write_config
 from tests.support.raw import exchange, request
@@ -78,10 +79,12 @@ async def test_I01_a_body_without_a_length_is_read_to_the_limit_only(
     assert reply.is_closed
 
 
-async def test_I01_a_body_of_exactly_the_limit_is_read(api: Api, ada: Account) -> None:
+async def test_I01_a_body_of_exactly_the_limit_is_read(
+    api: Api, somebody: Account
+) -> None:
     body = json.dumps({"content": ""}).encode().ljust(LIMIT)
-    assert_problem(await send(api, ada, "POST", "/questions", body), 422)
-    too_long = await send(api, ada, "POST", "/questions", body + b" ")
+    assert_problem(await send(api, somebody, "POST", "/questions", body), 422)
+    too_long = await send(api, somebody, "POST", "/questions", body + b" ")
     assert_problem(too_long, 413, "body_too_large")
 
 
@@ -110,6 +113,23 @@ async def test_I01_a_body_that_never_comes_to_its_end_is_given_up(
         assert (await api.get("/health/live")).status_code == 200
 
 
+async def test_I01_a_client_that_leaves_in_the_middle_is_no_error(
+    api: Api, secrets_stay_inside: Recorder
+) -> None:
+    seen = len(secrets_stay_inside.lines)
+    port = int(api.url.rpartition(":")[2])
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = request("POST", "/questions", f"Content-Type: {JSON}", "Content-Length: 50")
+    writer.write(head + b'{"content": ')
+    await writer.drain()
+    writer.close()
+    async with asyncio.timeout(10):
+        while not any("(no resp" in line for line in secrets_stay_inside.lines[seen:]):
+            await asyncio.sleep(0.005)
+    failed = [each for each in secrets_stay_inside.lines[seen:] if "failed" in each]
+    assert failed == []
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -129,30 +149,32 @@ async def test_I01_a_body_that_never_comes_to_its_end_is_given_up(
     ],
 )
 async def test_I02_what_is_no_json_or_no_utf8_is_malformed(
-    api: Api, ada: Account, body: bytes
+    api: Api, somebody: Account, body: bytes
 ) -> None:
     for method, path in ROUTES:
         canary = body.replace(b"content", CANARY.encode())
-        answer = await send(api, ada, method, path, canary)
+        answer = await send(api, somebody, method, path, canary)
         assert_problem(answer, 400, "malformed_body")
 
 
 @pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
 async def test_I03_json_in_another_encoding_or_with_a_mark_is_malformed(
-    api: Api, ada: Account, codec: str
+    api: Api, somebody: Account, codec: str
 ) -> None:
     for method, path in ROUTES:
         body = json.dumps({"content": CANARY}).encode(codec)
-        assert_problem(await send(api, ada, method, path, body), 400, "malformed_body")
+        assert_problem(
+            await send(api, somebody, method, path, body), 400, "malformed_body"
+        )
 
 
 @pytest.mark.parametrize("escape", [r"\ud800", r"\udfff\ud800", r"\u0000"])
 async def test_I04_I06_a_lone_surrogate_or_nul_is_invalid_text(
-    api: Api, ada: Account, escape: str
+    api: Api, somebody: Account, escape: str
 ) -> None:
     for method, path, field in FIELDS:
         body = f'{{"{field}": "{CANARY}{escape}"}}'.encode()
-        problem = assert_problem(await send(api, ada, method, path, body), 422)
+        problem = assert_problem(await send(api, somebody, method, path, body), 422)
         assert problem["errors"] == [
             {
                 "loc": ["body", field],
@@ -164,114 +186,122 @@ async def test_I04_I06_a_lone_surrogate_or_nul_is_invalid_text(
 
 @pytest.mark.parametrize("escape", [r"\ud800", r"\u0000"])
 async def test_I04_I06_a_lone_surrogate_or_nul_in_a_key_is_invalid_text(
-    api: Api, ada: Account, escape: str
+    api: Api, somebody: Account, escape: str
 ) -> None:
     for method, path in ROUTES:
         body = f'{{"{CANARY}{escape}": [1]}}'.encode()
-        problem = assert_problem(await send(api, ada, method, path, body), 422)
+        problem = assert_problem(await send(api, somebody, method, path, body), 422)
         assert [error["loc"] for error in problem["errors"]] == [["body"]]
 
 
 async def test_I04_a_pair_of_surrogates_is_one_character(
-    api: Api, ada: Account
+    api: Api, somebody: Account
 ) -> None:
     body = rb'{"content": "\ud83d\ude00"}'
-    answer = await send(api, ada, "POST", "/questions", body)
+    answer = await send(api, somebody, "POST", "/questions", body)
     assert answer.json()["content"] == "\U0001f600"
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "-1e999"])
 async def test_I05_a_number_that_is_none_is_malformed(
-    api: Api, ada: Account, number: str
+    api: Api, somebody: Account, number: str
 ) -> None:
     for method, path, field in FIELDS:
         body = f'{{"{field}": {number}}}'.encode()
-        assert_problem(await send(api, ada, method, path, body), 400, "malformed_body")
+        assert_problem(
+            await send(api, somebody, method, path, body), 400, "malformed_body"
+        )
 
 
 async def test_I05_a_number_of_thousands_of_digits_is_malformed(
-    api: Api, ada: Account
+    api: Api, somebody: Account
 ) -> None:
     body = b'{"content": ' + b"9" * 5000 + b"}"
-    answer = await send(api, ada, "POST", "/questions", body)
+    answer = await send(api, somebody, "POST", "/questions", body)
     assert_problem(answer, 400, "malformed_body")
 
 
 @pytest.mark.parametrize("depth", [33, 900, 30_000])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 async def test_I07_deep_nesting_is_malformed(
-    api: Api, ada: Account, depth: int, opening: str, closing: str
+    api: Api, somebody: Account, depth: int, opening: str, closing: str
 ) -> None:
     depth = min(depth, LIMIT // len(opening + closing) - 1)
     body = (opening * depth + "1" + closing * depth).encode()
-    answer = await send(api, ada, "POST", "/questions", body)
+    answer = await send(api, somebody, "POST", "/questions", body)
     assert_problem(answer, 400, "malformed_body")
 
 
 async def test_I07_nesting_of_the_allowed_depth_is_not_malformed(
-    api: Api, ada: Account
+    api: Api, somebody: Account
 ) -> None:
-    answer = await send(api, ada, "POST", "/questions", b"[" * 32 + b"]" * 32)
+    answer = await send(api, somebody, "POST", "/questions", b"[" * 32 + b"]" * 32)
     assert_problem(answer, 422, "validation_failed")
 
 
-async def test_I07_brackets_inside_of_text_do_not_nest(api: Api, ada: Account) -> None:
-    answer = await send(api, ada, "POST", "/questions", {"content": "[{" * 100})
+async def test_I07_brackets_inside_of_text_do_not_nest(
+    api: Api, somebody: Account
+) -> None:
+    answer = await send(api, somebody, "POST", "/questions", {"content": "[{" * 100})
     assert answer.status_code == 201
 
 
 @pytest.mark.parametrize("second", ["{field}", r"\u00{code:02x}{rest}"])
 async def test_I08_a_key_given_twice_is_malformed(
-    api: Api, ada: Account, second: str
+    api: Api, somebody: Account, second: str
 ) -> None:
     for method, path, field in FIELDS:
         again = second.format(field=field, code=ord(field[0]), rest=field[1:])
         body = f'{{"{field}": "a-name", "{again}": "{CANARY}"}}'.encode()
-        assert_problem(await send(api, ada, method, path, body), 400, "malformed_body")
+        assert_problem(
+            await send(api, somebody, method, path, body), 400, "malformed_body"
+        )
 
 
 async def test_I08_a_key_given_twice_deep_inside_is_malformed(
-    api: Api, ada: Account
+    api: Api, somebody: Account
 ) -> None:
     body = b'{"content": [{"a": {"b": 1, "b": 1}}]}'
-    answer = await send(api, ada, "POST", "/questions", body)
+    answer = await send(api, somebody, "POST", "/questions", body)
     assert_problem(answer, 400, "malformed_body")
 
 
 @pytest.mark.parametrize("extra", ["role", "is_admin", "id", "user_id", "is_active"])
 async def test_I09_an_unknown_field_is_named_and_its_value_is_not(
-    api: Api, ada: Account, extra: str
+    api: Api, somebody: Account, extra: str
 ) -> None:
     for method, path, field in FIELDS:
         body = {field: PASSWORD, extra: CANARY}
-        problem = assert_problem(await send(api, ada, method, path, body), 422)
+        problem = assert_problem(await send(api, somebody, method, path, body), 422)
         unknown = {"loc": ["body", extra], "code": "unknown_field"}
         assert any(unknown.items() <= error.items() for error in problem["errors"])
-        assert (await api.get("/users/me", ada)).json()["role"] == "user"
+        assert (await api.get("/users/me", somebody)).json()["role"] == "user"
 
 
-async def test_I09_the_name_of_an_unknown_field_is_cut(api: Api, ada: Account) -> None:
+async def test_I09_the_name_of_an_unknown_field_is_cut(
+    api: Api, somebody: Account
+) -> None:
     body = {"content": "a", "x" * 60_000: 1}
-    answer = await send(api, ada, "POST", "/questions", body)
+    answer = await send(api, somebody, "POST", "/questions", body)
     problem = assert_problem(answer, 422)
     assert problem["errors"][0]["loc"] == ["body", "x" * 64]
 
 
 async def test_I09_thousands_of_mistakes_are_not_all_told(
-    api: Api, ada: Account
+    api: Api, somebody: Account
 ) -> None:
     unknown = await send(
-        api, ada, "POST", "/questions", {f"f{n}": n for n in range(4_000)}
+        api, somebody, "POST", "/questions", {f"f{n}": n for n in range(4_000)}
     )
     bad_text = await send(
-        api, ada, "POST", "/questions", b"[" + rb'"\u0000",' * 7_000 + b"1]"
+        api, somebody, "POST", "/questions", b"[" + rb'"\u0000",' * 7_000 + b"1]"
     )
     for answer in (unknown, bad_text):
         assert len(assert_problem(answer, 422)["errors"]) == 32
 
 
 async def test_I10_a_missing_field_does_not_bring_the_password_back(
-    api: Api, ada: Account
+    api: Api, somebody: Account
 ) -> None:
     for method, path, body, missing in (
         ("POST", "/auth/register", {"password": PASSWORD}, "username"),
@@ -279,7 +309,7 @@ async def test_I10_a_missing_field_does_not_bring_the_password_back(
         ("PUT", "/auth/password", {"new_password": PASSWORD}, "current_password"),
         ("POST", "/questions", {}, "content"),
     ):
-        answer = await send(api, ada, method, path, body)
+        answer = await send(api, somebody, method, path, body)
         assert assert_problem(answer, 422)["errors"] == [
             {
                 "loc": ["body", missing],
@@ -291,12 +321,12 @@ async def test_I10_a_missing_field_does_not_bring_the_password_back(
 
 @pytest.mark.parametrize("value", [1, 1.5, True, None, [CANARY], {"a": CANARY}])
 async def test_I11_what_is_not_text_is_not_made_into_text(
-    api: Api, ada: Account, value: object
+    api: Api, somebody: Account, value: object
 ) -> None:
     for method, path, field in FIELDS:
         if (path, value) == ("/users/me", None):
             continue  # Null leaves this optional field as it is.
-        answer = await send(api, ada, method, path, {field: value})
+        answer = await send(api, somebody, method, path, {field: value})
         errors = assert_problem(answer, 422, "validation_failed")["errors"]
         assert ("not_text", ["body", field]) in [(e["code"], e["loc"]) for e in errors]
 
@@ -319,10 +349,12 @@ async def test_I11_what_is_not_text_is_not_made_into_text(
     ],
 )
 async def test_I12_a_body_of_another_type_is_unsupported(
-    api: Api, ada: Account, content_type: str | None
+    api: Api, somebody: Account, content_type: str | None
 ) -> None:
     for method, path in ROUTES:
-        answer = await send(api, ada, method, path, {"content": CANARY}, content_type)
+        answer = await send(
+            api, somebody, method, path, {"content": CANARY}, content_type
+        )
         assert_problem(answer, 415, "unsupported_media_type")
 
 
@@ -336,26 +368,28 @@ async def test_I12_a_body_of_another_type_is_unsupported(
     ],
 )
 async def test_I12_json_is_accepted_as_anybody_spells_it(
-    api: Api, ada: Account, content_type: str
+    api: Api, somebody: Account, content_type: str
 ) -> None:
-    answer = await send(api, ada, "POST", "/questions", {"content": "?"}, content_type)
+    answer = await send(
+        api, somebody, "POST", "/questions", {"content": "?"}, content_type
+    )
     assert answer.status_code == 201
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"x"', b"1", b"true"])
 async def test_I13_a_body_that_is_no_object_is_not_valid(
-    api: Api, ada: Account, body: bytes
+    api: Api, somebody: Account, body: bytes
 ) -> None:
     for method, path in ROUTES:
-        problem = assert_problem(await send(api, ada, method, path, body), 422)
+        problem = assert_problem(await send(api, somebody, method, path, body), 422)
         assert [error["loc"] for error in problem["errors"]] == [["body"]]
 
 
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "deflate", "identity, gzip"])
 async def test_I29_a_compressed_body_is_unsupported(
-    api: Api, ada: Account, coding: str
+    api: Api, somebody: Account, coding: str
 ) -> None:
     for method, path in ROUTES:
         body = gzip.compress(b'{"content": "?"}')
-        answer = await send(api, ada, method, path, body, Content_Encoding=coding)
+        answer = await send(api, somebody, method, path, body, Content_Encoding=coding)
         assert_problem(answer, 415, "unsupported_media_type")

@@ -17,37 +17,37 @@ PATHS = ("/questions/{}", "/users/{}")
 
 @pytest.mark.parametrize("number", NOBODYS)
 async def test_I17_an_id_of_nobody_is_not_found(
-    api: Api, admin: Account, number: int
+    api: Api, some_admin: Account, number: int
 ) -> None:
     for path in PATHS:
-        assert_problem(await api.get(path.format(number), admin), 404)
+        assert_problem(await api.get(path.format(number), some_admin), 404)
 
 
 @pytest.mark.parametrize("number", TOO_LARGE, ids=lambda n: f"{len(str(n))}-digits")
 async def test_I17_an_id_beyond_64_bits_is_not_valid(
-    api: Api, admin: Account, number: int
+    api: Api, some_admin: Account, number: int
 ) -> None:
     for path in PATHS:
-        assert_problem(await api.get(path.format(number), admin), 422)
-    assert_problem(await api.get("/questions", admin, user_id=number), 422)
+        assert_problem(await api.get(path.format(number), some_admin), 422)
+    assert_problem(await api.get("/questions", some_admin, user_id=number), 422)
 
 
 @pytest.mark.parametrize("text", ODD, ids=lambda text: text[:12])
 async def test_I18_an_id_in_any_other_spelling_is_not_valid(
-    api: Api, admin: Account, text: str
+    api: Api, some_admin: Account, text: str
 ) -> None:
     for path in (*PATHS, "/questions?user_id={}"):
-        problem = assert_problem(await api.get(path.format(text), admin), 422)
+        problem = assert_problem(await api.get(path.format(text), some_admin), 422)
         (error,) = problem["errors"]
         assert error["loc"][0] in ("path", "query")
         assert error["message"] == "Must be a whole number."
 
 
 async def test_I18_an_id_with_a_slash_in_it_is_another_path(
-    api: Api, admin: Account
+    api: Api, some_admin: Account
 ) -> None:
     for path in ("/questions/1%2F2", "/questions/1/2", "/questions/%2e%2e/users"):
-        assert_problem(await api.get(path, admin), 404, "not_found")
+        assert_problem(await api.get(path, some_admin), 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,12 @@ async def test_I18_an_id_with_a_slash_in_it_is_another_path(
     ],
 )
 async def test_I19_a_page_size_that_is_none_is_not_valid(
-    api: Api, admin: Account, limit: str
+    api: Api, some_admin: Account, limit: str
 ) -> None:
     for path in ("/users", "/questions"):
-        problem = assert_problem(await api.get(f"{path}?limit={limit}", admin), 422)
+        problem = assert_problem(
+            await api.get(f"{path}?limit={limit}", some_admin), 422
+        )
         assert [error["loc"] for error in problem["errors"]] == [["query", "limit"]]
 
 
@@ -89,11 +91,11 @@ def cursor(text: str) -> str:
     ids=lambda text: text[:24],
 )
 async def test_I19_a_cursor_that_was_never_given_is_not_valid(
-    api: Api, admin: Account, given: str
+    api: Api, some_admin: Account, given: str
 ) -> None:
     for kind in ("users", "questions"):
         path = f"/{kind}?cursor={_of_kind(given, kind)}"
-        problem = assert_problem(await api.get(path, admin), 422)
+        problem = assert_problem(await api.get(path, some_admin), 422)
         assert [error["loc"] for error in problem["errors"]] == [["query", "cursor"]]
 
 
@@ -106,16 +108,16 @@ def _of_kind(given: str, kind: str) -> str:
 
 
 async def test_I19_a_cursor_of_another_list_or_spelling_is_not_valid(
-    api: Api, admin: Account, ada: Account
+    api: Api, some_admin: Account, somebody: Account
 ) -> None:
-    await api.ask(ada, "One?")
-    await api.ask(ada, "Two?")
-    page = (await api.get("/questions", admin, limit=1)).json()
+    await api.ask(somebody, "One?")
+    await api.ask(somebody, "Two?")
+    page = (await api.get("/questions", some_admin, limit=1)).json()
     ours = page["next_cursor"]
-    assert (await api.get("/questions", admin, cursor=ours)).status_code == 200
-    assert_problem(await api.get("/users", admin, cursor=ours), 422)
+    assert (await api.get("/questions", some_admin, cursor=ours)).status_code == 200
+    assert_problem(await api.get("/users", some_admin, cursor=ours), 422)
     for other in (f"{ours}=", f"{ours}==", f" {ours}", f"{ours}\n", f"{ours}!"):
-        assert_problem(await api.get("/questions", admin, cursor=other), 422)
+        assert_problem(await api.get("/questions", some_admin, cursor=other), 422)
 
 
 @pytest.mark.parametrize(
@@ -128,10 +130,10 @@ async def test_I19_a_cursor_of_another_list_or_spelling_is_not_valid(
     ],
 )
 async def test_a_moment_that_is_none_is_not_valid(
-    api: Api, admin: Account, moment: str
+    api: Api, some_admin: Account, moment: str
 ) -> None:
     for name in ("asked_from", "asked_before"):
-        answer = await api.get("/questions", admin, **{name: moment})
+        answer = await api.get("/questions", some_admin, **{name: moment})
         problem = assert_problem(answer, 422)
         assert [error["loc"] for error in problem["errors"]] == [["query", name]]
 
@@ -145,8 +147,8 @@ async def test_a_moment_that_is_none_is_not_valid(
     ],
 )
 async def test_a_moment_of_any_year_is_valid(
-    api: Api, admin: Account, moment: str
+    api: Api, some_admin: Account, moment: str
 ) -> None:
     for name in ("asked_from", "asked_before"):
-        answer = await api.get("/questions", admin, **{name: moment})
+        answer = await api.get("/questions", some_admin, **{name: moment})
         assert answer.status_code == 200, answer.text

@@ -207,11 +207,11 @@ async def test_I26_a_method_nobody_knows_is_no_http(service: Running) -> None:
         assert reply.is_refused_by_the_server
 
 
-async def test_I26_a_method_is_not_overridden(api: Api, ada: Account) -> None:
-    headers = ada.auth | {"X-HTTP-Method-Override": "DELETE"}
+async def test_I26_a_method_is_not_overridden(api: Api, somebody: Account) -> None:
+    headers = somebody.auth | {"X-HTTP-Method-Override": "DELETE"}
     answer = await api.http.post("/users/me?_method=DELETE", headers=headers)
     assert_problem(answer, 405, "method_not_allowed")
-    assert (await api.get("/users/me", ada)).status_code == 200
+    assert (await api.get("/users/me", somebody)).status_code == 200
 
 
 async def test_I26_no_other_site_is_let_in(api: Api) -> None:
@@ -286,14 +286,14 @@ async def test_I27_a_client_that_waits_with_too_much_is_told_at_once(
     "accept", ["text/html", "*/*;q=0", "application/xml", "", CANARY, "," * 5_000]
 )
 async def test_I28_the_answer_is_json_whatever_is_asked_for(
-    api: Api, ada: Account, accept: str
+    api: Api, somebody: Account, accept: str
 ) -> None:
     wishes = {"Accept": accept, "Accept-Encoding": "gzip;q=1," * 500 + "br"}
-    answer = await api.http.get("/users/me", headers=ada.auth | wishes)
-    assert answer.json()["id"] == ada.id
+    answer = await api.http.get("/users/me", headers=somebody.auth | wishes)
+    assert answer.json()["id"] == somebody.id
     assert answer.headers["content-type"] == "application/json"
     assert "content-encoding" not in answer.headers
-    refused = await api.http.get("/users", headers=ada.auth | wishes)
+    refused = await api.http.get("/users", headers=somebody.auth | wishes)
     assert_problem(refused, 403, "admins_only")
 
 
