@@ -221,8 +221,10 @@ def main() -> None:
 
 def _enabled_modules() -> "tuple[Module, ...]":
     """What the configuration enables; others' code must not run unless it does."""
+    from core.layers import read_layers
     from core.module import in_tree_names, load_modules
-    from core.settings import ModulesSettings, read_layers, read_table
+    from core.settings import ModulesSettings
+    from core.tables import read_table
 
     # Before Typer reads the line: the commands it may hold depend on this option.
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

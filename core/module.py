@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from core.db import Database
+    from core.layers import Finding
     from core.services import Services
-    from core.settings import Finding, Settings
+    from core.settings import Settings
 
 MODULE_GROUP = "vopros.modules"
 _IN_TREE = "modules"

@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from core.errors import StartRefused
+from core.layers import Finding
 from core.module import Module, ModuleContext
-from core.settings import Finding, Settings
+from core.settings import Settings
 from providers.settings import LlmSettings, ProviderTables
 
 

@@ -12,7 +12,7 @@ from core.errors import (
     UpstreamFailed,
     UpstreamTimedOut,
 )
-from core.settings import Section
+from core.tables import Section
 
 FinishReason = Literal["stop", "length", "filtered", "other"]
 FINISH_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)

@@ -11,8 +11,10 @@ from typing import Any, TypeGuard
 import pluggy
 
 from core.errors import StartRefused
+from core.layers import Finding, nearest
 from core.module import describe_origin, load_entry_point
-from core.settings import Finding, Settings, nearest, read_table
+from core.settings import Settings
+from core.tables import read_table
 from providers.hooks import GROUP, PROJECT, Hooks
 from providers.public import ProviderOptions, ProviderType
 from providers.settings import AUTO, LlmSettings, ProviderTables

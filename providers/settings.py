@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from core.settings import NamedTables, Section, Words
+from core.tables import NamedTables, Section, Words
 
 AUTO = "auto"
 

@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
+from core.layers import Finding
 from core.module import Module, ModuleContext
-from core.settings import Finding, Settings
+from core.settings import Settings
 from modules.auth.settings import AuthSettings
 
 

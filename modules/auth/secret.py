@@ -8,8 +8,9 @@ from pathlib import Path
 
 from core.db import database_url
 from core.errors import StartRefused
+from core.layers import Finding
 from core.secret_file import SECRET_BYTES, make_secret_file
-from core.settings import DatabaseSettings, Finding, Settings
+from core.settings import DatabaseSettings, Settings
 from modules.auth.settings import AuthSettings
 
 log = logging.getLogger(__name__)

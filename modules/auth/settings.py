@@ -2,7 +2,7 @@
 
 from pydantic import Field, SecretStr
 
-from core.settings import Section
+from core.tables import Section
 
 
 class AuthSettings(Section):
@@ -17,4 +17,4 @@ class AuthSettings(Section):
     hash_memory_kib: int = Field(19_456, ge=8_192)
     hash_rounds: int = Field(2, ge=1)
     hash_threads: int = Field(2, gt=0)
-    hash_queue: int = Field(256, gt=0)
+    hash_queue: int = Field(64, gt=0)

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from core.settings import Section
+from core.tables import Section
 
 
 class QuestionSettings(Section):

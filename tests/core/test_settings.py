@@ -12,11 +12,10 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from core.errors import StartRefused
+from core.layers import DEFAULT_FILE, ConfigurationRefused
 from core.module import load_modules
 from core.settings import (
     CORE_SECTIONS,
-    DEFAULT_FILE,
-    ConfigurationRefused,
     DatabaseSettings,
     LogSettings,
     ModulesSettings,

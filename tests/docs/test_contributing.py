@@ -88,8 +88,7 @@ async def test_the_provider_of_the_document_answers_through_the_api(
         answer = asked.json()
         assert (answer["answer"], answer["provider"]) == ("At nine.", "faq")
         assert answer["model"] == "faq-1"
-        problem = assert_problem(await api.ask(ada, "Why?"), 422, "provider_rejected")
-        assert problem["detail"] == "This is not one of the known questions."
+        assert_problem(await api.ask(ada, "Why?"), 422, "provider_rejected")
 
 
 async def test_the_module_of_the_document_serves_and_crosses_no_border(

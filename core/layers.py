@@ -1,0 +1,141 @@
+"""The layers of the configuration: one TOML file, the environment, the command line.
+
+What is wrong anywhere is a `Finding`: file, table, key and the nearest name that would
+have been right, never the value.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.errors import StartRefused
+from core.module import ROOT
+
+ENV_PREFIX = "VOPROS_"
+CONFIG_VARIABLE = "VOPROS_CONFIG"
+DEFAULT_FILE = ROOT / "config" / "app.toml"
+Keys = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong with the configuration. It never holds a value."""
+
+    origin: str
+    table: str
+    key: str
+    problem: str
+    hint: str = ""
+    is_unset: bool = False
+    """Only a variable is missing: harmless for what nobody has to use."""
+
+    def __str__(self) -> str:
+        place = f"[{self.table}] {self.key}".rstrip() if self.table else self.key
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{self.origin}: {place}: {self.problem}{hint}"
+
+
+class ConfigurationRefused(StartRefused):
+    """The configuration is wrong; `findings` say where, one line each."""
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("\n".join(str(finding) for finding in self.findings))
+
+
+@dataclass(frozen=True)
+class RawSettings:
+    """The layers laid over each other, each value with the place that it came from."""
+
+    file: str
+    tables: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Keys, str] = field(default_factory=dict)
+    layers: dict[Keys, int] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def origin(self, *path: str) -> str:
+        """Where the value at `path` came from; the file for what nobody set."""
+        for end in range(len(path), 0, -1):
+            for keys in (path[:end], _file_of(path[:end])):
+                if found := self.origins.get(keys):
+                    return found
+        # A table comes from wherever its first key does.
+        below = (self.origins[k] for k in self.origins if k[: len(path)] == path)
+        return next(below, self.file)
+
+
+def _file_of(path: Keys) -> Keys:
+    """The key that names a file in the place of the value at `path`."""
+    return (*path[:-1], f"{path[-1]}_file")
+
+
+def read_layers(
+    file: Path | None,
+    environ: Mapping[str, str],
+    overrides: Mapping[Keys, str] | None = None,
+) -> RawSettings:
+    """Read the file, then the environment, then the command line over it.
+
+    Raises StartRefused when the file cannot be read as TOML.
+    """
+    path = file or Path(environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
+    raw = RawSettings(file=_short(path), environ=dict(environ))
+    for keys, value in leaves(_read_toml(path)):
+        _lay(raw, keys, value, raw.file, layer=0)
+    for name in sorted(environ):
+        if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE:
+            keys = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
+            _lay(raw, keys, environ[name], f"environment {name}", layer=1)
+    for keys, value in (overrides or {}).items():
+        _lay(raw, keys, value, "command line", layer=2)
+    return raw
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise StartRefused(f"{_short(path)}: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        # The decoder's words may quote the line, and the line may hold a secret.
+        place = re.search(r"\(at [^()]*\)$", str(exc))
+        where = f" {place[0]}" if place else ""
+        raise StartRefused(f"{_short(path)}: not valid TOML{where}") from None
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def leaves(table: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+def _lay(raw: RawSettings, keys: Keys, value: Any, origin: str, layer: int) -> None:
+    table = raw.tables
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise StartRefused(f"{origin}: {key} is not a table")
+    table[keys[-1]] = value
+    raw.origins[keys] = origin
+    raw.layers[keys] = layer
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known name was probably meant, or which there are."""
+    names = sorted(known)
+    if found := difflib.get_close_matches(name, names, n=1, cutoff=0.5):
+        return f"did you mean {found[0]!r}?"
+    return f"there are: {', '.join(names)}" if names else "there are none"
