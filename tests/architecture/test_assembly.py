@@ -13,9 +13,9 @@ from core.module import Module, ModuleContext, load_modules
 from core.settings import load_settings
 from core.testing import NamedCallers, running
 from tests.conftest import Databases, served
-from tests.support import plugin
 from tests.support.api import assert_problem
 from tests.support.config import write_config
+from tests.support.notes import install_module, install_notes
 from tests.support.process import assert_refused, vopros
 
 
@@ -23,7 +23,7 @@ from tests.support.process import assert_refused, vopros
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder a stranger's module `notes` is installed in."""
     folder = tmp_path / "site"
-    plugin.install_notes(folder)
+    install_notes(folder)
     monkeypatch.syspath_prepend(str(folder))
     return folder
 
@@ -100,7 +100,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         for name, required in requires.items():
             module = f"Module(name={name!r}, requires={required!r})"
             code = f"from core.module import Module\nMODULE = {module}\n"
-            plugin.install(tmp_path, name, module=code)
+            install_module(tmp_path, name, module=code)
 
     return put
 

@@ -16,7 +16,7 @@ from core.module import ROOT
 from tests.conftest import Databases
 from tests.support.api import PASSWORD, Api
 from tests.support.config import write_config
-from tests.support.plugin import install_notes
+from tests.support.notes import install_notes
 from tests.support.process import (
     COMMAND,
     assert_refused,

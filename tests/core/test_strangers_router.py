@@ -9,7 +9,7 @@ import pytest
 from core.errors import StartRefused
 from core.testing import running
 from tests.conftest import Databases, Recorder, served
-from tests.support import stranger
+from tests.support import guestbook
 from tests.support.api import Account, Api, assert_problem
 from tests.support.config import SECRET
 
@@ -24,7 +24,7 @@ async def config(
     url = await databases.migrated(request.param)
     file = tmp_path / "app.toml"
     file.write_text(
-        f'[database]\nurl = "{url}"\n\n[modules]\nenabled = ["{stranger.NAME}"]\n'
+        f'[database]\nurl = "{url}"\n\n[modules]\nenabled = ["{guestbook.NAME}"]\n'
     )
     return file
 
@@ -33,14 +33,14 @@ async def config(
 async def guests(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Api]:
-    stranger.install(tmp_path / "site", monkeypatch)
+    guestbook.install(tmp_path / "site", monkeypatch)
     async with served(config) as (_, api):
         yield api
     _forget()
 
 
 def _forget() -> None:
-    for name in (stranger.NAME, f"{stranger.NAME}.router"):
+    for name in (guestbook.NAME, f"{guestbook.NAME}.router"):
         sys.modules.pop(name, None)
 
 
@@ -83,7 +83,7 @@ async def test_a_strangers_routes_get_strict_json_only(
         "GET", "/guests/search", content=body, headers=headers
     )
     told = assert_problem(posted, status, code)
-    assert stranger.CANARY not in str(told)
+    assert guestbook.CANARY not in str(told)
     if b"damn" not in body:
         assert_problem(got, status, code)
 
@@ -121,7 +121,7 @@ async def test_what_nobody_foresaw_is_500_and_shows_no_insides(
         assert len(logged) == 1
         # Where it happened is told to the operator, but not the message.
         assert "router.py" in logged[0] or path == "lies"
-        assert stranger.CANARY not in logged[0]
+        assert guestbook.CANARY not in logged[0]
     assert (await guests.get("/health/live")).status_code == 200
 
 
@@ -141,8 +141,8 @@ async def test_a_strangers_http_exception_is_told_in_our_words(
 ) -> None:
     answer = await guests.get(f"/guests/http/{raised}")
     assert_problem(answer, status, code)
-    assert stranger.CANARY not in answer.text
-    assert stranger.CANARY not in repr(answer.headers)
+    assert guestbook.CANARY not in answer.text
+    assert guestbook.CANARY not in repr(answer.headers)
 
 
 async def test_a_strangers_operations_are_documented_as_ours_are(
@@ -162,7 +162,7 @@ async def test_a_strangers_operations_are_documented_as_ours_are(
 async def test_protected_routes_that_nobody_can_guard_refuse_the_start(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stranger.install(tmp_path / "site", monkeypatch, brings_callers=False)
+    guestbook.install(tmp_path / "site", monkeypatch, brings_callers=False)
     try:
         with pytest.raises(StartRefused) as refused:
             async with running(config):

@@ -12,8 +12,8 @@ from core.db import Database
 from core.settings import DatabaseSettings, load_settings
 from core.testing import running
 from tests.support.api import Api, assert_problem
-from tests.support.child import serving
 from tests.support.config import write_config
+from tests.support.process import serving
 from tests.support.upstream import Upstream
 
 
@@ -50,20 +50,23 @@ async def test_F05_questions_that_cannot_be_waited_for_are_told_and_stored(
     signals: list[str],
 ) -> None:
     file = await configured(tmp_path, databases, database_kind, upstream, seconds=1)
-    async with upstream.stalled(), serving(file) as child:
-        api = Api(await child.url())
-        ada = await api.account()
-        asking = [asyncio.create_task(api.ask(ada, f"Number {n}?")) for n in range(3)]
-        await upstream.asked(3)
-        for name in signals:
-            child.process.send_signal(signal.Signals[name])
-            await asyncio.sleep(0.2 * (len(signals) - 1))
-        for answer in await asyncio.gather(*asking):
-            problem = assert_problem(answer, 503, "server_shutdown")
-            assert problem["question_id"] in {1, 2, 3}
-        await api.close()
-        assert await child.ended() == 0, child.output
-    assert "Traceback" not in child.output
+    async with upstream.stalled():
+        with serving("--config", file) as child:
+            api = Api(child.url)
+            ada = await api.account()
+            asking = [
+                asyncio.create_task(api.ask(ada, f"Number {n}?")) for n in range(3)
+            ]
+            await upstream.asked(3)
+            for name in signals:
+                child.process.send_signal(signal.Signals[name])
+                await asyncio.sleep(0.2 * (len(signals) - 1))
+            for answer in await asyncio.gather(*asking):
+                problem = assert_problem(answer, 503, "server_shutdown")
+                assert problem["question_id"] in {1, 2, 3}
+            await api.close()
+            assert await asyncio.to_thread(child.ended) == 0, child.log
+    assert "Traceback" not in child.log
     assert await outcomes(file) == [("interrupted", "server_shutdown")] * 3
 
 
@@ -71,16 +74,17 @@ async def test_F05_a_short_question_is_answered_before_the_end(
     tmp_path: Path, databases: Any, database_kind: str, upstream: Upstream
 ) -> None:
     file = await configured(tmp_path, databases, database_kind, upstream, seconds=20)
-    async with upstream.stalled() as release, serving(file) as child:
-        api = Api(await child.url())
-        asking = asyncio.create_task(api.ask(await api.account(), "In time?"))
-        await upstream.asked()
-        child.process.send_signal(signal.SIGTERM)
-        await asyncio.sleep(0.3)
-        release.set()
-        assert (await asking).status_code == 201
-        await api.close()
-        assert await child.ended() == 0, child.output
+    async with upstream.stalled() as release:
+        with serving("--config", file) as child:
+            api = Api(child.url)
+            asking = asyncio.create_task(api.ask(await api.account(), "In time?"))
+            await upstream.asked()
+            child.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            release.set()
+            assert (await asking).status_code == 201
+            await api.close()
+            assert await asyncio.to_thread(child.ended) == 0, child.log
     assert await outcomes(file) == [("answered", None)]
 
 

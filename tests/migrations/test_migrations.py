@@ -29,7 +29,7 @@ from core.module import Module, in_tree_names, load_modules
 from core.settings import DatabaseSettings
 from tests.conftest import Databases
 from tests.support.config import write_config
-from tests.support.plugin import install_notes
+from tests.support.notes import install_notes
 from tests.support.process import COMMAND, assert_refused, environment, vopros
 
 MODULES = load_modules(in_tree_names())

@@ -4,8 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +18,14 @@ from providers.local import LocalOptions, model_file
 from tests.conftest import Databases, served
 from tests.support.api import assert_problem
 from tests.support.config import write_config
+from tests.support.process import serving
 
 QUESTION = "What is the capital of France? Answer in one sentence."
-LOCAL: dict[str, Any] = {"providers__here": 'type = "local"\nmax_tokens = 40'}
+LOCAL: dict[str, Any] = {
+    "providers__here": 'type = "local"\nmax_tokens = 40',
+    # The same answer every time.
+    "llm": "temperature = 0.0",
+}
 
 
 def local_config(file: Path, url: str, **tables: str) -> Path:
@@ -74,17 +77,9 @@ async def test_the_child_ends_even_when_the_server_is_killed(
     tmp_path: Path, databases: Databases
 ) -> None:
     file = local_config(tmp_path / "app.toml", await databases.migrated("sqlite"))
-    command = [sys.executable, "-m", "core", "--config", str(file)]
-    server = subprocess.Popen(
-        [*command, "serve", "--port", "0"], stderr=subprocess.PIPE, text=True
-    )
-    assert server.stderr is not None
-    with server:
-        for line in server.stderr:
-            if "Swagger" in line:
-                break
-        (child,) = local_servers(server.pid)
-        server.send_signal(signal.SIGKILL)
+    with serving("--config", file) as server:
+        (child,) = local_servers(server.process.pid)
+        server.end(signal.SIGKILL)
     await asyncio.to_thread(psutil.wait_procs, [child], timeout=5)
     assert not child.is_running()
 

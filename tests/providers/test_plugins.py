@@ -10,9 +10,9 @@ from core.errors import StartRefused
 from core.settings import load_settings
 from tests.conftest import served
 from tests.support.api import assert_problem
-from tests.support.child import serving
 from tests.support.config import write_config
-from tests.support.strangers import install
+from tests.support.process import assert_refused, vopros
+from tests.support.strange_models import install
 from tests.support.upstream import KEY, Upstream
 
 NAMED = {"VOPROS_LLM__PROVIDER": "guest"}
@@ -150,15 +150,14 @@ def test_F44_one_name_of_two_packages_refuses_the_start(
     assert "plugin 'twice' of other-models 7" in line
 
 
-async def test_F44_a_plugin_that_ends_the_process_is_told_in_one_line(
+def test_F44_a_plugin_that_ends_the_process_is_told_in_one_line(
     tmp_path: Path, folder: Path
 ) -> None:
     install(folder, "quits", before="import os, sys; sys.exit(0)")
     file = configured(tmp_path, f"sqlite:///{tmp_path}/x.db", "quits")
-    async with serving(file, NAMED | {"PYTHONPATH": str(folder)}) as child:
-        assert await child.ended() == 78
-    (line,) = child.output.splitlines()
-    assert f"plugin 'quits' {ORIGIN} cannot be loaded: SystemExit" in line
+    done = vopros("--config", file, "serve", env=NAMED | {"PYTHONPATH": str(folder)})
+    told = f"plugin 'quits' {ORIGIN} cannot be loaded: SystemExit"
+    assert_refused(done, told, code=78)
 
 
 OPENS = """\

@@ -79,6 +79,10 @@ class ServerProcess:
     def end(self, sig: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal and return the exit code."""
         self.process.send_signal(sig)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait for the end and return the exit code."""
         code = self.process.wait(_PATIENCE_SECONDS)
         self._reader.join()
         return code

@@ -1,7 +1,8 @@
 """A module of a stranger's, installed beside ours for as long as a test needs it."""
 
 from pathlib import Path
-from textwrap import dedent
+
+from tests.support import packages
 
 MODULE = """
     from pathlib import Path
@@ -74,20 +75,20 @@ def install_notes(folder: Path) -> Path:
     Returns its package; a file `has_run` appears in it when its code runs.
     """
     files = {"module": MODULE, "models": MODELS, "router": ROUTER, "commands": COMMANDS}
-    package = install(folder, "notes", **files)
+    package = install_module(folder, "notes", **files)
     (package / "migrations").mkdir()
     return package
 
 
-def install(folder: Path, name: str, **files: str) -> Path:
+def install_module(folder: Path, name: str, **files: str) -> Path:
     """Install a distribution `<name>-plugin` with the entry point of module `name`."""
-    package = folder / f"{name}_plugin"
-    package.mkdir(parents=True)
-    for file, code in {"__init__": "", **files}.items():
-        (package / f"{file}.py").write_text(dedent(code).lstrip(), encoding="utf-8")
-    info = folder / f"{name}_plugin-1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Name: {name}-plugin\nVersion: 1.2\n")
-    entry = f"[vopros.modules]\n{name} = {name}_plugin.module:MODULE\n"
-    (info / "entry_points.txt").write_text(entry)
-    return package
+    package = f"{name}_plugin"
+    sources = {"__init__": "", **files}
+    packages.install(
+        folder,
+        f"{name}-plugin",
+        "1.2",
+        entry_points=f"[vopros.modules]\n{name} = {package}.module:MODULE",
+        files={f"{package}/{file}.py": code for file, code in sources.items()},
+    )
+    return folder / package

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import packages
+
 NAME = "guestbook"
 CANARY = "canary-inside-7c20be"
 _MODULE = """
@@ -109,13 +111,15 @@ def install(
     folder: Path, monkeypatch: pytest.MonkeyPatch, *, brings_callers: bool = True
 ) -> None:
     """Put the module where an installed distribution would be."""
-    package, info = folder / NAME, folder / f"{NAME}-1.0.dist-info"
-    for each in (package, info):
-        each.mkdir(parents=True)
-    filled = _MODULE.format(brings_callers=brings_callers)
-    (package / "__init__.py").write_text(filled)
     router = _ROUTER.format(canary=CANARY, canary_table=CANARY.replace("-", "_"))
-    (package / "router.py").write_text(router)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0")
-    (info / "entry_points.txt").write_text(f"[vopros.modules]\n{NAME} = {NAME}:MODULE")
+    packages.install(
+        folder,
+        NAME,
+        "1.0",
+        entry_points=f"[vopros.modules]\n{NAME} = {NAME}:MODULE",
+        files={
+            f"{NAME}/__init__.py": _MODULE.format(brings_callers=brings_callers),
+            f"{NAME}/router.py": router,
+        },
+    )
     monkeypatch.syspath_prepend(folder)

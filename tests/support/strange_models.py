@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from tests.support import packages
+
 PLUGIN = '''\
 """A provider by a stranger."""
 {before}
@@ -54,16 +56,12 @@ def install(
 ) -> Path:
     """Install a package that brings the provider `name`; returns its module's file."""
     module = f"plugin_{distribution.replace('-', '_')}_{name}"
-    info = folder / f"{distribution.replace('-', '_')}-{version}.dist-info"
-    info.mkdir(parents=True)
-    info.joinpath("METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+    source = PLUGIN.format(before=before, stream=stream, hook=hook.format(name=name))
+    packages.install(
+        folder,
+        distribution,
+        version,
+        entry_points=f"[vopros.providers]\n{name} = {module}",
+        files={f"{module}.py": source},
     )
-    info.joinpath("entry_points.txt").write_text(
-        f"[vopros.providers]\n{name} = {module}\n"
-    )
-    source = folder / f"{module}.py"
-    source.write_text(
-        PLUGIN.format(before=before, stream=stream, hook=hook.format(name=name))
-    )
-    return source
+    return folder / f"{module}.py"
