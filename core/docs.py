@@ -17,8 +17,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core import errors
-from core.body import BodyTooLarge, MalformedBody
-from core.db import Busy, DatabaseUnavailable
+from core.body import FORM, BodyTooLarge, InvalidForm, MalformedBody
+from core.db import Busy, DatabaseUnavailable, StorageFull
 from core.errors import DomainError
 from core.health import Health
 from core.http import BadHost
@@ -173,9 +173,9 @@ def _polish(made: dict[str, Any], services: Services) -> None:
     if scheme is not None and Authenticator in services:
         url = services.get(Authenticator).token_url
         scheme["flows"]["password"]["tokenUrl"] = url
-    for operation in _operations(made):
+    for method, operation in _operations(made):
         _describe_success(operation, schemas)
-        _describe_problems(operation)
+        _describe_problems(operation, method)
 
 
 @cache
@@ -185,10 +185,10 @@ def _problem_schemas() -> dict[str, Any]:
     return parts | {"Problem": schema}
 
 
-def _operations(made: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _operations(made: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     methods = {"get", "put", "post", "delete", "patch"}
     for path in made["paths"].values():
-        yield from (path[method] for method in path.keys() & methods)
+        yield from ((method, path[method]) for method in path.keys() & methods)
 
 
 def _describe_success(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
@@ -201,27 +201,32 @@ def _describe_success(operation: dict[str, Any], schemas: dict[str, Any]) -> Non
             response["description"] = described or HTTPStatus(int(status)).phrase
 
 
-def _describe_problems(operation: dict[str, Any]) -> None:
+def _describe_problems(operation: dict[str, Any], method: str) -> None:
     """Add the problems that no router has to list: they follow from the operation."""
     responses = operation["responses"]
     default = responses.get("422", {}).get("content", {})
     if "HTTPValidationError" in str(default.get("application/json")):
         del responses["422"]
-    for status, problems in problem_responses(*_implied(operation)).items():
+    for status, problems in problem_responses(*_implied(operation, method)).items():
         described = responses.setdefault(str(status), problems)
         if described is not problems:
             _merge(described, problems)
 
 
-def _implied(operation: dict[str, Any]) -> Iterator[type[DomainError]]:
+def _implied(operation: dict[str, Any], method: str) -> Iterator[type[DomainError]]:
     yield from (BadHost, errors.HeadersTooLarge, errors.Internal)
+    # Not for the others: a body that an operation does not describe is not sent to it.
     if "requestBody" in operation:
+        if FORM in operation["requestBody"]["content"]:
+            yield InvalidForm
         yield from (MalformedBody, errors.TooSlow, BodyTooLarge)
         yield errors.UnsupportedMedia
     if "requestBody" in operation or "parameters" in operation:
         yield errors.Invalid
     if "security" in operation:
         yield from (TokenMissing, InvalidToken, DatabaseUnavailable, Busy)
+    if method != "get":
+        yield StorageFull
 
 
 def _merge(described: dict[str, Any], more: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from core.db import Database
 from core.errors import DomainError, StartRefused, Unavailable
-from core.migrate import refuse_newer
+from core.migrate import is_behind
 from core.module import Module
 from core.problems import problem_responses
 from core.services import service
@@ -55,6 +55,7 @@ class Health:
         self._is_migrated = False
         self._checked_at = float("-inf")
         self._complaint: str | None = None
+        self._looking: set[asyncio.Task[str | None]] = set()
 
     async def complaint(self) -> str | None:
         """Why the service is not ready, or None; looked up at most once a second."""
@@ -66,19 +67,27 @@ class Health:
         return self._complaint
 
     async def _check(self) -> str | None:
+        looking = asyncio.create_task(self._look())
+        self._looking.add(looking)
+        looking.add_done_callback(self._looking.discard)
+        await asyncio.wait({looking}, timeout=_CHECK_SECONDS)
+        if looking.done():
+            return looking.result()
+        # Not awaited: letting go of a connection that hangs takes its time as well.
+        looking.cancel()
+        return "The database does not answer."
+
+    async def _look(self) -> str | None:
         try:
-            async with asyncio.timeout(_CHECK_SECONDS):
-                if not self._is_migrated:
-                    behind = await refuse_newer(self._database, self._modules)
-                    self._is_migrated = not behind
-                async with self._database.reading() as session:
-                    await session.execute(text("SELECT 1"))
+            if not self._is_migrated:
+                behind = await is_behind(self._database, self._modules)
+                self._is_migrated = not behind
+            async with self._database.probing() as connection:
+                await connection.execute(text("SELECT 1"))
         except DomainError as error:
             return error.title
         except StartRefused as refused:
             return str(refused)
-        except TimeoutError:
-            return "The database does not answer."
         return None if self._is_migrated else "Migrations are behind: run `migrate`."
 
 

@@ -116,11 +116,11 @@ async def downgrade(
 
 async def histories(database: Database, modules: Sequence[Module]) -> list[History]:
     """Where each module with tables is; changes nothing."""
-    async with database.reading() as session:
-        return await _histories(await session.connection(), modules)
+    async with database.probing() as connection:
+        return await _histories(connection, modules)
 
 
-async def refuse_newer(database: Database, modules: Sequence[Module]) -> bool:
+async def is_behind(database: Database, modules: Sequence[Module]) -> bool:
     """Whether any module is behind. Raises StartRefused for a newer database."""
     found = await histories(database, modules)
     for history in found:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
+from http.client import responses
 from typing import Any, get_args
 
 from fastapi import FastAPI, Request
@@ -77,16 +78,9 @@ def status_of(error: DomainError | type[DomainError]) -> int:
 
 def problem_document(error: DomainError, request_id: str) -> dict[str, Any]:
     """The body that tells `error`."""
-    document: dict[str, Any] = {
-        "type": f"urn:vopros:problem:{error.code}",
-        "title": error.title,
-        "status": status_of(error),
-        "detail": error.detail,
-        # Names this occurrence without repeating the path that was sent.
-        "instance": f"urn:vopros:request:{request_id}",
-        "code": error.code,
-        "request_id": request_id,
-    }
+    document = _document(
+        status_of(error), error.code, error.title, error.detail, request_id
+    )
     if isinstance(error, Invalid):
         document["errors"] = [
             {"loc": list(e.loc), "code": e.code, "message": e.message}
@@ -94,6 +88,21 @@ def problem_document(error: DomainError, request_id: str) -> dict[str, Any]:
             for e in error.errors[:MOST_ERRORS]
         ]
     return document | error.members
+
+
+def _document(
+    status: int, code: str, title: str, detail: str, request_id: str
+) -> dict[str, Any]:
+    return {
+        "type": f"urn:vopros:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        # Names this occurrence without repeating the path that was sent.
+        "instance": f"urn:vopros:request:{request_id}",
+        "code": code,
+        "request_id": request_id,
+    }
 
 
 def problem_response(error: DomainError, request_id: str) -> Response:
@@ -104,8 +113,12 @@ def problem_response(error: DomainError, request_id: str) -> Response:
         headers["WWW-Authenticate"] = f"Bearer{reason}"
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
-    body = json.dumps(problem_document(error, request_id), ensure_ascii=False)
-    return Response(body, status_of(error), headers, MEDIA_TYPE)
+    return _response(problem_document(error, request_id), headers)
+
+
+def _response(document: dict[str, Any], headers: dict[str, str]) -> Response:
+    body = json.dumps(document, ensure_ascii=False)
+    return Response(body, document["status"], headers, MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -115,8 +128,13 @@ def install(app: FastAPI) -> None:
         return problem_response(as_domain_error(exc), request.state.request_id)
 
     async def tell_http(request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, HTTPException)
+        if exc.status_code < 400:
+            return Response(status_code=exc.status_code, headers=exc.headers)
+        if exc.status_code not in STATUS.values():
+            return _untold(exc, request.state.request_id)
         response = await tell(request, exc)
-        if response.status_code == STATUS[errors.NotAllowed]:
+        if isinstance(as_domain_error(exc), errors.NotAllowed):
             response.headers["Allow"] = ", ".join(_allowed(request, exc))
         return response
 
@@ -135,16 +153,25 @@ def as_domain_error(exc: Exception) -> DomainError:
         for kind, status in STATUS.items():
             if status == exc.status_code:
                 return kind()
-        if exc.status_code < 500:
-            # What any client makes of a 4xx that it does not know (RFC 9110, 15).
-            return errors.Malformed()
     return errors.Internal()
 
 
-def _allowed(request: Request, exc: Exception) -> list[str]:
+def _untold(exc: HTTPException, request_id: str) -> Response:
+    """A status that no kind of ours has, in a module of somebody else's.
+
+    Its words may repeat anything, so they stay here; when to try again does not.
+    """
+    phrase = f"{responses.get(exc.status_code, 'Failed')}."
+    code = f"http_{exc.status_code}"
+    headers = {k: v for k, v in (exc.headers or {}).items() if k == "Retry-After"}
+    document = _document(exc.status_code, code, phrase, phrase, request_id)
+    return _response(document, headers)
+
+
+def _allowed(request: Request, exc: HTTPException) -> list[str]:
     """Every method of the path: the framework names those of one route only."""
-    path = request.scope["path"].removeprefix(request.app.root_path)
-    named = (getattr(exc, "headers", None) or {}).get("Allow", "")
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    named = (exc.headers or {}).get("Allow", "")
     methods = {name.strip() for name in named.split(",")} - {""}
     for found in iter_route_contexts(request.app.routes):
         if found.methods and found.path_regex.match(path):

@@ -110,6 +110,8 @@ async def _start(file: Path, options: LocalOptions) -> asyncio.subprocess.Proces
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        # Ctrl-C is for the server, which lets the questions under way end first.
+        start_new_session=True,
     )
 
 
@@ -132,13 +134,23 @@ async def _await_address(child: asyncio.subprocess.Process, key: str) -> str:
 
 
 async def _cause_of_death(child: asyncio.subprocess.Process) -> str:
-    assert child.stderr is not None
-    said = (await child.stderr.read()).decode(errors="replace").strip()
-    code = await child.wait()
+    said, code = await _last_words(child)
     if code == -signal.SIGILL:
         return "this processor cannot run the local model"
     last = said.splitlines()[-1][:200] if said else f"it ended with code {code}"
     return f"the local model could not start: {last}"
+
+
+async def _last_words(child: asyncio.subprocess.Process) -> tuple[str, int]:
+    """What it said to standard error, and its exit code; it is ended if it lives."""
+    assert child.stderr is not None
+    try:
+        async with asyncio.timeout(_STOP_SECONDS):
+            said = await child.stderr.read()
+    except TimeoutError:
+        said = b""
+        child.kill()
+    return said.decode(errors="replace").strip(), await child.wait()
 
 
 async def _stop(child: asyncio.subprocess.Process) -> None:

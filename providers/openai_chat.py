@@ -165,8 +165,9 @@ class OpenAIChat:
         try:
             return await self._post_once(payload, seen)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            # The backend had closed a connection that was kept for it, and took no
-            # request from it: the one case in which asking again is not a retry.
+            # The backend gave up a connection that was kept for it without a byte in
+            # reply: it almost always had closed it before the question came. Clients
+            # of HTTP ask again then (RFC 9112, 9.3.1), and so do we, once.
             if not seen.reused or seen.answered:
                 raise
         # Other kept connections may be just as dead. Connections are kept by what they

@@ -61,7 +61,7 @@ async def _open(configured: Configured, stack: AsyncExitStack) -> Backend:
     except (Exception, SystemExit) as exc:
         # By its type alone: what a plugin raises may hold its key.
         problem = f"its plugin failed to open it: {type(exc).__name__}"
-        raise StartRefused(f"provider {name!r}: {problem}") from None
+        raise ProviderNotUsable(problem) from None
     stack.push_async_callback(_close, name, opened)
     return Backend(name, model)
 

@@ -220,12 +220,17 @@ def assert_no_canary(text: str) -> None:
 
 @asynccontextmanager
 async def served(
-    file: Path, environ: Mapping[str, str] | None = None
+    file: Path,
+    environ: Mapping[str, str] | None = None,
+    *,
+    outlives_database: bool = False,
 ) -> AsyncIterator[tuple[Running, Api]]:
     """A service of a configuration of the test's own, and a client."""
     async with running(file, environ) as found:
         client = Api(found.url)
         try:
             yield found, client
+            if not outlives_database:
+                await assert_no_secret_in(found)
         finally:
             await client.close()

@@ -97,14 +97,14 @@ async def _opened(settings: Any) -> AsyncIterator["Auth"]:
     """Auth and what it requires, on the database of a server that may be running."""
     from core.app import new_context, opened
     from core.errors import Invalid
-    from core.migrate import refuse_newer
+    from core.migrate import is_behind
     from core.module import load_modules
     from modules.auth.service import Auth
 
     context = new_context(settings)
     modules = load_modules(["auth"])
     async with opened(context, modules):
-        if await refuse_newer(context.database, modules):
+        if await is_behind(context.database, modules):
             raise StartRefused("the database is not migrated: run `vopros migrate`")
         try:
             yield context.services.get(Auth)

@@ -65,8 +65,9 @@ async def open_session(
             ACCOUNTS.c.is_active,
             CredentialRow.password_hash == verified,
         )
-        # A change of this password waits for us, and then ends this session too.
-        .with_for_update(read=True, of=CredentialRow)
+        # A change of this password waits for us, and then ends this session too. The
+        # account comes first, as in its deletion: else the two could block each other.
+        .with_for_update(read=True, of=[ACCOUNTS, CredentialRow])
     )
     columns = ["id", "user_id", "expires_at"]
     statement = insert(SessionRow).from_select(columns, source)

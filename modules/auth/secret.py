@@ -20,7 +20,7 @@ _FEWEST_DISTINCT = 8
 _PLACEHOLDERS = (
     "changeme changethis change-me change_me placeholder example your-secret"
     " yoursecret your_secret secret_key secretkey secret-key insecure replace-me"
-    " replaceme t0p-s3cr3t topsecret todo xxxx"
+    " replaceme t0p-s3cr3t topsecret"
 ).split()
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -104,19 +105,14 @@ class Questions:
         when no answer came, and QuestionWithdrawn when the account went meanwhile.
         """
         self._check(content)
-        async with self._db.transaction() as session:
-            row = await repository.add(session, user_id, content, uuid.uuid4().hex)
-        if row is None:
-            raise InvalidToken
-        # No connection is held from here until the answer is there.
-        asker = asyncio.current_task()
-        assert asker is not None
-        self._asking.add(asker)
-        try:
+        async with self._under_way():
+            async with self._db.transaction() as session:
+                row = await repository.add(session, user_id, content, uuid.uuid4().hex)
+            if row is None:
+                raise InvalidToken
+            # No connection is held from here until the answer is there.
             outcome, failure = await self._outcome(content, wait)
             settled = await self._settle(row.id, outcome)
-        finally:
-            self._asking.discard(asker)
         if settled is None:
             raise QuestionWithdrawn
         if isinstance(failure, DomainError):
@@ -124,6 +120,17 @@ class Questions:
         if failure is not None:
             raise failure
         return settled
+
+    @asynccontextmanager
+    async def _under_way(self) -> AsyncIterator[None]:
+        """Let `drain` find whoever asks at the moment."""
+        asker = asyncio.current_task()
+        assert asker is not None
+        self._asking.add(asker)
+        try:
+            yield
+        finally:
+            self._asking.discard(asker)
 
     async def _outcome(
         self, content: str, wait: Wait

@@ -85,7 +85,8 @@ async def set_role(session: AsyncSession, user_id: int, role: Role) -> Any | Non
 async def lock_admins(session: AsyncSession) -> Sequence[int]:
     """The active administrators' ids, locked so that two of them cannot go at once."""
     admins = select(UserRow.id).where(UserRow.role == Role.ADMIN, UserRow.is_active)
-    statement = admins.order_by(UserRow.id).with_for_update()
+    # NO KEY UPDATE: an administrator's questions may refer to the row meanwhile.
+    statement = admins.order_by(UserRow.id).with_for_update(key_share=True)
     return (await session.scalars(statement)).all()
 
 

@@ -130,10 +130,10 @@ async def test_what_nobody_foresaw_is_500_and_shows_no_insides(
     [
         (404, 404, "not_found"),
         (409, 409, "conflict"),
-        (418, 400, "malformed"),
-        (429, 400, "malformed"),
+        (418, 418, "http_418"),
+        (429, 429, "http_429"),
         (500, 500, "internal_error"),
-        (507, 500, "internal_error"),
+        (507, 507, "http_507"),
     ],
 )
 async def test_a_strangers_http_exception_is_told_in_our_words(

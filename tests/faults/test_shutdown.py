@@ -1,6 +1,7 @@
 """A server that is told to end: nobody is left waiting, no question stays pending."""
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,26 @@ async def test_F05_questions_that_cannot_be_waited_for_are_told_and_stored(
             assert await asyncio.to_thread(child.ended) == 0, child.log
     assert "Traceback" not in child.log
     assert await outcomes(file) == [("interrupted", "server_shutdown")] * 3
+
+
+async def test_F05_ctrl_c_lets_the_local_model_finish_its_answer(
+    tmp_path: Path, databases: Any
+) -> None:
+    url = await databases.migrated("sqlite")
+    here = 'type = "local"'
+    file = write_config(tmp_path / "app.toml", url, providers__here=here)
+    environ = {"VOPROS_LLM__PROVIDER": "here"}
+    with serving("--config", file, env=environ) as child:
+        api = Api(child.url)
+        ada = await api.account()
+        asking = asyncio.create_task(api.ask(ada, "Tell me a long story."))
+        while not await api.newest(ada):
+            await asyncio.sleep(0.01)
+        # As a terminal does it: to all that the shell has started.
+        os.killpg(child.process.pid, signal.SIGINT)
+        assert (await asking).status_code == 201, child.log
+        await api.close()
+        assert await asyncio.to_thread(child.ended) == 0, child.log
 
 
 async def test_F05_a_short_question_is_answered_before_the_end(

@@ -19,9 +19,9 @@ from core.migrate import (
     differences,
     downgrade,
     histories,
+    is_behind,
     load_models,
     owner,
-    refuse_newer,
     upgrade,
     version_table,
 )
@@ -360,7 +360,7 @@ async def test_F27_a_newer_database_is_called_newer_and_left_alone(
     with pytest.raises(StartRefused, match=r"database is newer .*'users'.* 9999"):
         await upgrade(database, MODULES)
     with pytest.raises(StartRefused, match="newer"):
-        await refuse_newer(database, MODULES)
+        await is_behind(database, MODULES)
     assert "questions" not in await tables(database)
 
 

@@ -15,9 +15,11 @@ import socket
 import subprocess
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
+import psutil
 
 PREFIX = "vopros-test-pg-"
 _OPTIONS = (
@@ -76,6 +78,20 @@ class Postgres:
         """Stop the server, keeping its data."""
         if (self._data / "postmaster.pid").exists():
             self._run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let no process of the server move: it accepts, and answers nobody."""
+        postmaster = int((self._data / "postmaster.pid").read_text().split()[0])
+        processes = psutil.Process(postmaster).children()
+        processes.append(psutil.Process(postmaster))
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
 
     def url(self, database: str) -> str:
         """The application's URL of a database."""

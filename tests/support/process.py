@@ -66,6 +66,8 @@ class ServerProcess:
             env=environment(env),
             stderr=subprocess.PIPE,
             text=True,
+            # A group of its own, as a shell gives every command.
+            start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
