@@ -68,8 +68,8 @@ check-locks: .venv/.dev
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed (PYTHON=...)"; exit 1; }
-	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
-		echo "venv is needed; on Debian: apt install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Could not make .venv: see above." \
+		"If venv is missing, on Debian: apt install python3-venv"; exit 1; }
 
 .venv/.run: .venv/bin/python requirements.lock pyproject.toml
 	@echo "Installing dependencies..."

@@ -48,6 +48,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from core.errors import DomainError, StartRefused, Unavailable
+from core.module import ROOT
 from core.settings import DatabaseSettings
 
 NAMING_CONVENTION = {
@@ -215,7 +216,7 @@ class Database:
         """The file, with links resolved; None on PostgreSQL."""
         if self.dialect != "sqlite":
             return None
-        return Path(self.url.database or "").resolve()
+        return sqlite_file(self.url)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
@@ -310,7 +311,11 @@ async def _translated() -> AsyncIterator[None]:
 
 
 def database_url(settings: DatabaseSettings) -> URL:
-    """Read the URL and name its async driver. Raises StartRefused, showing no value."""
+    """Read the URL and name its async driver. Raises StartRefused, showing no value.
+
+    A relative path of SQLite's begins at the project's root, wherever a command is
+    typed: it must always be the same database.
+    """
     try:
         url = make_url(settings.url.get_secret_value())
     except ArgumentError:
@@ -325,7 +330,14 @@ def database_url(settings: DatabaseSettings) -> URL:
         raise StartRefused("[database] url: SQLite needs the path of a file")
     if settings.password is not None:
         url = url.set(password=settings.password.get_secret_value())
+    if backend == "sqlite":
+        url = url.set(database=str(ROOT / path))
     return url.set(drivername=f"{backend}+{drivers[backend]}")
+
+
+def sqlite_file(url: URL) -> Path:
+    """The file of a SQLite database, with links resolved."""
+    return Path(url.database or "").resolve()
 
 
 def _sqlite_engine(

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import ClientGone, HeadersTooLarge, Internal, Malformed
+from core.logs import REQUEST_ID
 from core.problems import problem_response
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class RequestStep:
             return
         request_id = _request_id(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
+        REQUEST_ID.set(request_id)
         started, status = time.perf_counter(), 0
 
         async def send_with_headers(message: Message) -> None:

@@ -21,18 +21,25 @@ def server_lock(database: Path) -> Iterator[None]:
     deleted one could be locked twice, by its old and by its new self.
     """
     path = database.with_name(f"{database.name}.server")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise StartRefused(f"{path}: {exc.strerror}") from exc
+    descriptor = _open(path)
     try:
         _lock(descriptor, database)
+        # Made here and not by SQLite: what people ask is nobody else's business.
+        os.close(_open(database))
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    """Open a file, made if need be for this account alone."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise StartRefused(f"cannot write {path}: {exc.strerror}") from exc
 
 
 def _lock(descriptor: int, database: Path) -> None:

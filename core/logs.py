@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextvars import ContextVar
 
 import structlog
 from structlog.stdlib import ProcessorFormatter
@@ -16,6 +17,16 @@ _SHARED: list[Processor] = [
 ]
 
 
+REQUEST_ID: ContextVar[str] = ContextVar("request_id")
+"""The request that is being served; every line about it carries the id."""
+
+
+def _name_request(record: logging.LogRecord) -> bool:
+    if not hasattr(record, "request_id") and (found := REQUEST_ID.get("")):
+        record.request_id = found
+    return True
+
+
 def configure_logging(settings: LogSettings) -> None:
     """Send every logger of the process to standard error in one format."""
     last: Processor = (
@@ -24,6 +35,7 @@ def configure_logging(settings: LogSettings) -> None:
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     handler = logging.StreamHandler()
+    handler.addFilter(_name_request)
     handler.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=_SHARED,

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr
 
 from core.layers import (
     ConfigurationRefused,
@@ -77,10 +77,16 @@ class ModulesSettings(Section):
         return in_tree_names() if self.enabled is None else self.enabled
 
 
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
 class LogSettings(Section):
     """[log]: what is written to standard error."""
 
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)
+    ] = "INFO"
     format: Literal["text", "json"] = "text"
 
 
@@ -180,8 +186,10 @@ def _unknown_tables(raw: RawSettings, modules: Iterable[Module]) -> Iterator[Fin
         known += module.sections
     for name in raw.tables:
         if name not in known:
-            problem = "there is no such table"
-            yield Finding(raw.origin(name), name, "", problem, nearest(name, known))
+            origin, hint = raw.origin(name), nearest(name, known)
+            if origin.startswith("environment ") and "_" in name:
+                hint = "two underscores stand between a table and its key"
+            yield Finding(origin, name, "", "there is no such table", hint)
 
 
 def is_loopback(host: str) -> bool:

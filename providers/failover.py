@@ -139,14 +139,17 @@ def _clamped(tokens: int | None) -> int | None:
 def _without_words(error: ProviderError) -> ProviderError:
     """The same kind of error, with nothing in it that a backend or a plugin said."""
     kind = next((k for k in PROVIDER_ERRORS if isinstance(error, k)), ProviderBug)
-    wait = error.retry_after_seconds
-    if not issubclass(kind, Unavailable) or not isinstance(wait, int):
-        return kind()
-    return kind(retry_after_seconds=max(1, min(wait, _LONGEST_WAIT_SECONDS)))
+    same, wait = kind(), error.retry_after_seconds
+    if isinstance(same, Unavailable) and isinstance(wait, int):
+        same.retry_after_seconds = max(1, min(wait, _LONGEST_WAIT_SECONDS))
+    if isinstance(error.upstream_status, int):
+        same.upstream_status = error.upstream_status
+    return same
 
 
 def _log_failure(backend: Backend, failure: ProviderError, raised: str) -> None:
-    fields = {"provider": backend.name, "code": failure.code}
-    log.warning(
-        "provider.failed", extra=fields | ({"raised": raised} if raised else {})
-    )
+    fields: dict[str, object] = {"provider": backend.name, "code": failure.code}
+    fields |= {"raised": raised} if raised else {}
+    if failure.upstream_status is not None:
+        fields["upstream_status"] = failure.upstream_status
+    log.warning("provider.failed", extra=fields)

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field, SecretStr
@@ -28,6 +29,7 @@ from providers.public import (
 )
 
 MODEL_NAME = "SmolLM2-135M (a demonstration model)"
+_SYSTEM_PROMPT = "You are a helpful assistant."
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 3_600.0
@@ -50,12 +52,17 @@ class LocalChat:
         self._options = options
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Finish]:
-        """As the child streams; an answer is bounded even if nobody asks for it."""
-        most = request.max_tokens or self._options.max_tokens
-        bounded = ChatRequest(
-            request.content, request.system_prompt, request.temperature, most
+        """As the child streams; an answer is bounded even if nobody asks for it.
+
+        A model this small needs to be told what it is, and to take no chances.
+        """
+        suited = replace(
+            request,
+            system_prompt=request.system_prompt or _SYSTEM_PROMPT,
+            temperature=request.temperature or 0.0,
+            max_tokens=request.max_tokens or self._options.max_tokens,
         )
-        async for event in self._chat.stream(bounded):
+        async for event in self._chat.stream(suited):
             yield event
 
 

@@ -194,18 +194,21 @@ class OpenAIChat:
 
 
 def _check_status(response: aiohttp.ClientResponse) -> None:
+    """Raise the error that a status means; for the operator's log it is kept."""
     status = response.status
     if status == 200:
         encoding = response.headers.get("Content-Encoding", "identity").lower()
         if encoding != "identity" or response.content_type != "application/json":
             raise ProviderBadResponse
         return
+    otherwise = ProviderFailed if status >= 400 else ProviderBadResponse
+    error = _BY_STATUS.get(status, otherwise)()
     if status == 429:
-        seconds = _retry_after(response.headers.get("Retry-After", ""))
-        raise ProviderRateLimited(retry_after_seconds=seconds)
-    raise _BY_STATUS.get(
-        status, ProviderFailed if status >= 400 else ProviderBadResponse
-    )
+        error.retry_after_seconds = _retry_after(
+            response.headers.get("Retry-After", "")
+        )
+    error.upstream_status = status
+    raise error
 
 
 _BY_STATUS: dict[int, type[ProviderError]] = {
@@ -215,6 +218,7 @@ _BY_STATUS: dict[int, type[ProviderError]] = {
     404: ProviderMisconfigured,
     413: ProviderRejected,
     422: ProviderRejected,
+    429: ProviderRateLimited,
     503: ProviderOverloaded,
     529: ProviderOverloaded,
 }

@@ -105,6 +105,9 @@ class Chat(Protocol):
 class ProviderError(DomainError):
     """The language model did not answer. Each one is also a kind of `core.errors`."""
 
+    upstream_status: int | None = None
+    """The backend's HTTP status, for the operator's log only."""
+
     def __init__(self, detail: str = "", **members: Any) -> None:
         # By name: what `Invalid` takes by position are errors of fields.
         super().__init__(detail=detail, **members)

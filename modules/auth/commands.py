@@ -103,6 +103,9 @@ async def _opened(settings: Any) -> AsyncIterator["Auth"]:
 
     context = new_context(settings)
     modules = load_modules(["auth"])
+    path = context.database.sqlite_path
+    if path is not None and not path.exists():
+        raise StartRefused(f"{path}: no such database: run `vopros migrate`")
     async with opened(context, modules):
         if await is_behind(context.database, modules):
             raise StartRefused("the database is not migrated: run `vopros migrate`")

@@ -11,7 +11,6 @@ from modules.users.public import Role, Username
 Password = Annotated[
     SecretStr,
     Field(
-        min_length=1,
         max_length=LONGEST_CHARS,
         description="Any characters; 15 or more are better than any mixture.",
         examples=["correct horse battery staple"],

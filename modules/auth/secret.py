@@ -4,9 +4,8 @@ import logging
 import stat
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
-from core.db import database_url
+from core.db import database_url, sqlite_file
 from core.errors import StartRefused
 from core.layers import Finding
 from core.secret_file import SECRET_BYTES, make_secret_file
@@ -67,7 +66,7 @@ def signing_secret(settings: Settings) -> str:
     if configured is not None:
         return configured.get_secret_value()
     url = database_url(settings.section(DatabaseSettings))
-    path = Path(url.database or "").resolve().with_name("signing.secret")
+    path = sqlite_file(url).with_name("signing.secret")
     if make_secret_file(path):
         log.info("auth.secret_made", extra={"path": str(path)})
     try:

@@ -251,7 +251,7 @@ async def test_what_accounts_cannot_do_is_one_line(url: str, tmp_path: Path) -> 
         (["create-admin", "a b"], PASSWORD, ["user name: ", "single . _ -"]),
         (["create-admin", "ada"], "short", ["password: ", "at least 8"]),
         (["create-admin", "ada"], "password1", ["password: ", "most common"]),
-        (["create-admin", "ada"], "", ["password: ", "at least 1"]),
+        (["create-admin", "ada"], "", ["password: ", "at least 8"]),
         (["create-admin", "ada"], "x" * 129, ["password: ", "at most 128"]),
         (
             ["create-admin", "ada", "--password-file", "nowhere"],
@@ -282,7 +282,9 @@ def test_accounts_on_a_database_that_is_not_migrated_are_refused(
 ) -> None:
     create = ["accounts", "create-admin", "ada"]
     refused = vopros("--config", config, *create, stdin=f"{PASSWORD}\n")
-    assert_refused(refused, "the database is not migrated: run `vopros migrate`")
+    assert_refused(refused, "no such database: run `vopros migrate`")
+    # Not even a signing secret has been made.
+    assert [found.name for found in config.parent.iterdir()] == [config.name]
 
 
 def test_the_first_administrator_is_made_beside_a_fresh_embedded_server(

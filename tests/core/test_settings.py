@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, SecretStr
 
+from core.db import Database
 from core.errors import StartRefused
 from core.layers import DEFAULT_FILE, ConfigurationRefused
-from core.module import load_modules
+from core.module import ROOT, load_modules
 from core.settings import (
     CORE_SECTIONS,
     DatabaseSettings,
@@ -489,6 +490,8 @@ def test_a_secret_made_at_the_first_start_is_kept_private_and_used_again(
     secret = kept.read_text().strip()
     assert len(bytes.fromhex(secret)) == 32
     assert kept.stat().st_mode & 0o777 == 0o600
+    for made in tmp_path.glob("vopros.db*"):
+        assert made.stat().st_mode & 0o077 == 0, made
     assert str(kept) in log
     assert secret not in log
     assert [p.name for p in tmp_path.glob("signing*")] == ["signing.secret"]
@@ -638,3 +641,31 @@ def test_several_findings_are_one_error_that_lists_them(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationRefused) as raised:
         load(f"{ECHO}[server]\na = 1\nb = 2", tmp_path)
     assert [finding.key for finding in raised.value.findings] == ["a", "b"]
+
+
+def test_an_unreadable_file_of_a_variable_is_named_and_not_taken_for_unset(
+    tmp_path: Path,
+) -> None:
+    auto = '[llm]\nprovider = "auto"\nauto = ["main", "echo"]\n'
+    key = '[providers.main]\ntype = "openai"\nbase_url = "https://example.org/v1"\n'
+    key += 'model = "m"\napi_key = "${SOME_KEY}"\n[providers.echo]\ntype = "echo"\n'
+    file = tmp_path / "app.toml"
+    file.write_text(auto + key)
+    with pytest.raises(StartRefused, match="file that SOME_KEY_FILE names cannot be"):
+        load_settings(file, {"SOME_KEY_FILE": "/nowhere"})
+
+
+def test_one_underscore_too_few_in_a_variable_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StartRefused) as refused:
+        load(ECHO, tmp_path, {"VOPROS_LLM_PROVIDER": "echo"})
+    assert "environment VOPROS_LLM_PROVIDER" in str(refused.value)
+    assert "two underscores" in str(refused.value)
+
+
+def test_a_relative_path_of_sqlite_begins_at_the_root_of_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load(ECHO, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    path = Database(settings.section(DatabaseSettings)).sqlite_path
+    assert path == ROOT / "var" / "vopros.db"
