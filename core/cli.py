@@ -62,6 +62,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Plain help: importing what draws boxes takes a third of the time.
+    rich_markup_mode=None,
 )
 config = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 migrate = typer.Typer(

@@ -59,53 +59,67 @@ def install(app: FastAPI, *, serve: bool) -> None:
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     if not serve:
         return
-    icon = (_STATIC / "favicon.png").read_bytes()
-
-    async def openapi(request: Request) -> Response:
-        return JSONResponse(_below(request.scope.get("root_path", ""), app.openapi()))
-
-    async def swagger(request: Request) -> Response:
-        root = request.scope.get("root_path", "")
-        return get_swagger_ui_html(
-            openapi_url=f"{root}/openapi.json",
-            title=TITLE,
-            swagger_js_url=f"{root}/docs/static/swagger-ui-bundle.js",
-            swagger_css_url=f"{root}/docs/style.css",
-            swagger_favicon_url=f"{root}/docs/static/favicon.png",
-            swagger_ui_parameters={
-                "tryItOutEnabled": True,
-                "validatorUrl": None,
-                "defaultModelsExpandDepth": 0,
-            },
-        )
-
-    async def redoc(request: Request) -> Response:
-        root = request.scope.get("root_path", "")
-        return get_redoc_html(
-            openapi_url=f"{root}/openapi.json",
-            title=TITLE,
-            redoc_js_url=f"{root}/docs/redoc.js",
-            redoc_favicon_url=f"{root}/docs/static/favicon.png",
-            with_google_fonts=False,
-        )
-
-    async def style(request: Request) -> Response:
-        return Response(_STYLE, media_type="text/css")
-
-    async def redoc_script(request: Request) -> Response:
-        return Response(_redoc_script(), media_type="text/javascript")
-
-    async def favicon(request: Request) -> Response:
-        return Response(icon, media_type="image/png")
-
-    app.add_route("/openapi.json", openapi, include_in_schema=False)
-    app.add_route("/docs", swagger, include_in_schema=False)
-    app.add_route("/docs/style.css", style, include_in_schema=False)
-    app.add_route("/docs/redoc.js", redoc_script, include_in_schema=False)
-    app.add_route("/redoc", redoc, include_in_schema=False)
-    app.add_route("/favicon.ico", favicon, include_in_schema=False)
+    pages = {
+        "/openapi.json": _openapi,
+        "/docs": _swagger,
+        "/docs/style.css": _style,
+        "/docs/redoc.js": _redoc_js,
+        "/redoc": _redoc,
+        "/favicon.ico": _favicon,
+    }
+    for path, page in pages.items():
+        app.add_route(path, page, include_in_schema=False)
     static = _whole(StaticFiles(directory=_STATIC))
     app.mount("/docs/static", static, name="docs-static")
+
+
+async def _openapi(request: Request) -> Response:
+    root = request.scope.get("root_path", "")
+    return JSONResponse(_below(root, request.app.openapi()))
+
+
+async def _swagger(request: Request) -> Response:
+    root = request.scope.get("root_path", "")
+    return get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title=TITLE,
+        swagger_js_url=f"{root}/docs/static/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}/docs/style.css",
+        swagger_favicon_url=f"{root}/docs/static/favicon.png",
+        swagger_ui_parameters={
+            "tryItOutEnabled": True,
+            "validatorUrl": None,
+            "defaultModelsExpandDepth": 0,
+        },
+    )
+
+
+async def _redoc(request: Request) -> Response:
+    root = request.scope.get("root_path", "")
+    return get_redoc_html(
+        openapi_url=f"{root}/openapi.json",
+        title=TITLE,
+        redoc_js_url=f"{root}/docs/redoc.js",
+        redoc_favicon_url=f"{root}/docs/static/favicon.png",
+        with_google_fonts=False,
+    )
+
+
+async def _style(request: Request) -> Response:
+    return Response(_STYLE, media_type="text/css")
+
+
+async def _redoc_js(request: Request) -> Response:
+    return Response(_redoc_script(), media_type="text/javascript")
+
+
+async def _favicon(request: Request) -> Response:
+    return Response(_icon(), media_type="image/png")
+
+
+@cache
+def _icon() -> bytes:
+    return (_STATIC / "favicon.png").read_bytes()
 
 
 @cache

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -87,6 +88,23 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
 def database_kind(request: pytest.FixtureRequest) -> str:
     kind: str = request.param
     return kind
+
+
+@asynccontextmanager
+async def connected(url: str, **settings: Any) -> AsyncIterator[Database]:
+    """A database, outside any application."""
+    database = Database(DatabaseSettings.model_validate({"url": url, **settings}))
+    if database.sqlite_path is not None:
+        database.sqlite_path.parent.mkdir(parents=True, exist_ok=True)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def database(databases: Databases, database_kind: str) -> AsyncIterator[Database]:
+    """One with nothing in it, of either kind in turn."""
+    async with connected(await databases.empty(database_kind)) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

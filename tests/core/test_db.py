@@ -1,8 +1,6 @@
 """The database: what holds on each of the two, and how its faults are told."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -27,27 +25,11 @@ from core.migrate import upgrade
 from core.module import in_tree_names, load_modules
 from core.settings import DatabaseSettings
 from modules.questions.repository import newest_of
-from tests.conftest import Databases, served
+from tests.conftest import Databases, connected, served
 from tests.support.api import PASSWORD, assert_problem
 from tests.support.config import write_config
 from tests.support.postgres import Postgres
 from tests.support.upstream import Upstream
-
-
-@asynccontextmanager
-async def connected(url: str, **settings: Any) -> AsyncIterator[Database]:
-    database = Database(DatabaseSettings.model_validate({"url": url, **settings}))
-    if database.sqlite_path is not None:
-        database.sqlite_path.parent.mkdir(parents=True, exist_ok=True)
-    yield database
-    await database.close()
-
-
-@pytest.fixture
-async def database(databases: Databases, database_kind: str) -> AsyncIterator[Database]:
-    """An empty one."""
-    async with connected(await databases.empty(database_kind)) as found:
-        yield found
 
 
 async def pragmas(session: AsyncSession) -> list[Any]:

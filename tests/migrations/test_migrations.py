@@ -1,8 +1,7 @@
 """One linear history per module: forth, back, alone, together, and gone wrong."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
@@ -26,8 +25,7 @@ from core.migrate import (
     version_table,
 )
 from core.module import Module, in_tree_names, load_modules
-from core.settings import DatabaseSettings
-from tests.conftest import Databases
+from tests.conftest import Databases, connected
 from tests.support.config import write_config
 from tests.support.notes import install_notes
 from tests.support.process import COMMAND, assert_refused, environment, vopros
@@ -36,22 +34,6 @@ MODULES = load_modules(in_tree_names())
 WITH_TABLES = tuple(module for module in MODULES if module.has_tables)
 USERS = next(module for module in MODULES if module.name == "users")
 NAMES = [module.name for module in WITH_TABLES]
-
-
-@asynccontextmanager
-async def connected(url: str, **settings: Any) -> AsyncIterator[Database]:
-    database = Database(DatabaseSettings.model_validate({"url": url, **settings}))
-    if database.sqlite_path is not None:
-        database.sqlite_path.parent.mkdir(parents=True, exist_ok=True)
-    yield database
-    await database.close()
-
-
-@pytest.fixture
-async def database(databases: Databases, database_kind: str) -> AsyncIterator[Database]:
-    """An empty one."""
-    async with connected(await databases.empty(database_kind)) as found:
-        yield found
 
 
 async def tables(database: Database) -> set[str]:
