@@ -26,7 +26,7 @@ from core.text import is_blank
 from modules.questions import repository
 from modules.questions.models import Status
 from modules.questions.settings import QuestionSettings
-from providers.public import Answer, Chat, ProviderError
+from providers.public import Answer, Chat, ProviderError, Usage
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +49,6 @@ class ServerShutdown(Unavailable):
 
 class NotStored(Unavailable):
     """The answer came, but could not be stored."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens, by the provider's own count."""
-
-    prompt_tokens: int | None
-    completion_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +239,6 @@ def _ended(status: Status, code: str) -> dict[str, Any]:
 
 def _question(row: Any) -> Question:
     usage = Usage(row.prompt_tokens, row.completion_tokens)
-    has_usage = usage != Usage(None, None)
     return Question(
         id=row.id,
         user_id=row.user_id,
@@ -256,7 +247,7 @@ def _question(row: Any) -> Question:
         answer=row.answer,
         provider=row.provider,
         model=row.model,
-        usage=usage if has_usage else None,
+        usage=usage if usage != Usage() else None,
         finish_reason=row.finish_reason,
         error_code=row.error_code,
         asked_at=row.asked_at,
