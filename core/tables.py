@@ -14,7 +14,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, RootModel, Validati
 from core.layers import Finding, Keys, RawSettings, nearest
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_NOT_SET = "is not set"
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -118,30 +117,33 @@ def _resolve(raw: RawSettings, path: Keys, value: Any, findings: list[Finding]) 
         return value
 
     def substitute(reference: re.Match[str]) -> str:
-        found, problem = _variable(raw.environ, reference[1])
-        if problem:
+        name = reference[1]
+        try:
+            found = _variable(raw.environ, name)
+        except (OSError, UnicodeDecodeError):
+            found, is_unset = "", False
+            problem = f"the file that {name}_FILE names cannot be read"
+        else:
+            is_unset = not found
+            problem = f"the variable {name} is not set"
+        if not found:
             place = (raw.origin(*path), ".".join(path[:-1]), path[-1])
-            is_unset = problem.endswith(_NOT_SET)
             findings.append(Finding(*place, problem, is_unset=is_unset))
         return found
 
     return REFERENCE.sub(substitute, value)
 
 
-def _variable(environ: Mapping[str, str], name: str) -> tuple[str, str]:
+def _variable(environ: Mapping[str, str], name: str) -> str:
     """A variable, or the content of the file that `NAME_FILE` names; empty is unset.
 
-    Returns the value and, where there is none, the problem.
+    Raises OSError or UnicodeDecodeError when that file cannot be read.
     """
     if value := environ.get(name, ""):
-        return value, ""
+        return value
     if file := environ.get(f"{name}_FILE", ""):
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return "", f"the file that {name}_FILE names cannot be read"
-        return text.rstrip("\r\n"), ""
-    return "", f"the variable {name} {_NOT_SET}"
+        return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+    return ""
 
 
 def _finding(

@@ -187,6 +187,18 @@ async def test_F44_a_plugin_that_cannot_open_refuses_the_start(
     )
 
 
+async def test_F44_auto_passes_over_a_plugin_that_cannot_open(
+    tmp_path: Path, folder: Path, database_url: str
+) -> None:
+    body = "raise ValueError(options.api_key)\n    yield"
+    install(folder, "jammed", hook=OPENS.format(body=body))
+    auto = {"VOPROS_LLM__PROVIDER": "auto", "VOPROS_LLM__AUTO": "guest,main"}
+    file = configured(tmp_path, database_url, "jammed")
+    async with served(file, NAMED | auto) as (_, api):
+        note = (await api.get("/health/ready")).json()["notes"]["provider"]
+    assert note.startswith("main, chosen by auto: guest: its plugin failed to open it")
+
+
 async def test_F44_a_plugin_that_fails_to_close_spoils_no_shutdown(
     tmp_path: Path, folder: Path, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
