@@ -1,6 +1,7 @@
 """The database: what holds on each of the two, and how its faults are told."""
 
 import asyncio
+import sqlite3
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, MetaData, Table, insert, select, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from core.db import (
@@ -19,6 +21,7 @@ from core.db import (
     UtcDateTime,
     among,
     db_now,
+    translate,
 )
 from core.errors import StartRefused
 from core.migrate import upgrade
@@ -450,3 +453,19 @@ async def test_the_password_may_be_given_apart_from_the_url(
     async with connected(url, password="p@ss/word") as database:
         assert database.url.password == "p@ss/word"
         await database.connect_patiently()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (sqlite3.SQLITE_BUSY_RECOVERY, Busy),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, Busy),
+        (sqlite3.SQLITE_READONLY_DBMOVED, DatabaseUnavailable),
+    ],
+)
+def test_F20_codes_that_say_more_than_busy_mean_the_same(
+    code: int, kind: type[Exception]
+) -> None:
+    said = sqlite3.OperationalError("it is so")
+    said.sqlite_errorcode = code
+    assert isinstance(translate(OperationalError("SELECT 1", {}, said)), kind)
