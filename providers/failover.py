@@ -1,28 +1,40 @@
-"""The one layer between a question and the providers: deadline, fallback, bounds."""
+"""The one layer between a question and the providers.
+
+Deadline, retry, fallback, circuit breaker and bulkhead are here and nowhere else: two
+layers that try again would multiply.
+"""
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
-from core.errors import Unavailable
+from core.errors import ClientGone, Unavailable
 from core.text import storable
+from providers.backend import LONGEST_WAIT_SECONDS, Backend, Timing
 from providers.public import (
     FINISH_REASONS,
     PROVIDER_ERRORS,
     Answer,
     AnswerTooLarge,
-    ChatModel,
+    Attempt,
     ChatRequest,
     Delta,
     Finish,
+    Listener,
+    Progress,
     ProviderBadResponse,
     ProviderBug,
+    ProviderBusy,
     ProviderError,
+    ProviderFailed,
+    ProviderOverloaded,
+    ProviderRateLimited,
     ProviderRejected,
     ProviderStreamBroken,
     ProviderTimeout,
+    ProviderUnavailable,
+    ProviderUnreachable,
     Usage,
 )
 from providers.settings import LlmSettings
@@ -31,81 +43,246 @@ log = logging.getLogger(__name__)
 
 _LONGEST_MODEL_NAME = 200
 _MOST_TOKENS = 2**31 - 1
-_LONGEST_WAIT_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class Backend:
-    """One opened provider under its configured name."""
-
-    name: str
-    model: ChatModel
+MOST_TRIES = 3
+_LONGEST_PAUSE_SECONDS = 10.0
+_BACKOFF_SECONDS = 0.25
+# What may be over a moment later.
+_PASSING = (
+    ProviderFailed,
+    ProviderOverloaded,
+    ProviderRateLimited,
+    ProviderStreamBroken,
+    ProviderUnreachable,
+)
+# Nobody was asked: the provider was full, or is left alone.
+_NOT_ASKED = (ProviderBusy, ProviderUnavailable)
 
 
 class FailoverChat:
     """`Chat` over the configured providers: the first answers, the others stand by."""
 
-    def __init__(self, backends: Sequence[Backend], settings: LlmSettings) -> None:
-        self._backends = backends
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        settings: LlmSettings,
+        timing: Timing | None = None,
+    ) -> None:
+        self.backends = tuple(backends)
         self._settings = settings
+        self._timing = timing or Timing()
 
-    async def answer(self, content: str) -> Answer:
+    async def answer(self, content: str, progress: Progress) -> Answer:
         """Ask one provider after the other until one answers, within one deadline."""
         request = ChatRequest(
             content,
             system_prompt=self._settings.system_prompt,
             temperature=self._settings.temperature,
             max_tokens=self._settings.max_tokens,
+            streamed=progress.listener is not None,
         )
-        try:
-            async with asyncio.timeout(self._settings.deadline_seconds):
-                return await self._first_answer(request)
-        except TimeoutError:
-            raise ProviderTimeout from None
+        question = _Question(request, progress, self._settings, self._timing)
+        failure: ProviderError | None = None
+        for number, backend in enumerate(self.backends):
+            error = await question.ask(backend, self.backends[number + 1 :])
+            if question.answer is not None:
+                return question.answer
+            # What a provider really said weighs more than that another is left alone.
+            if failure is None or not isinstance(error, _NOT_ASKED):
+                failure = error
+            if question.is_over(error):
+                break
+        # Raised only here, and so with no context: that may hold the provider's key.
+        raise failure or ProviderUnavailable()
 
-    async def _first_answer(self, request: ChatRequest) -> Answer:
-        *others, last = self._backends
-        for backend in others:
-            try:
-                return await self._ask(backend, request)
-            except ProviderRejected:
-                # The question is at fault: another provider would be asked in vain.
-                raise
-            except ProviderError:
-                continue
-        return await self._ask(last, request)
 
-    async def _ask(self, backend: Backend, request: ChatRequest) -> Answer:
+class _Question:
+    """One question's way through the providers: what it has used up, what came."""
+
+    def __init__(
+        self,
+        request: ChatRequest,
+        progress: Progress,
+        settings: LlmSettings,
+        timing: Timing,
+    ) -> None:
+        self._request = request
+        self._progress = progress
+        self._settings = settings
+        self._timing = timing
+        self._deadline = timing.clock() + settings.deadline_seconds
+        self._tries_left = MOST_TRIES
+        self._others: Sequence[Backend] = ()
+        self.answer: Answer | None = None
+
+    @property
+    def _remaining(self) -> float:
+        return self._deadline - self._timing.clock()
+
+    def is_over(self, failure: ProviderError | None) -> bool:
+        """Whether nobody is to be asked any more."""
+        is_heard = self._request.streamed and bool(self._progress.pieces)
+        return (
+            # The question is at fault: another provider would be asked in vain.
+            isinstance(failure, ProviderRejected)
+            # Half an answer has been read: another would not go on where it broke off.
+            or is_heard
+            or self._tries_left <= 0
+            or self._remaining <= 0
+        )
+
+    async def ask(
+        self, backend: Backend, others: Sequence[Backend]
+    ) -> ProviderError | None:
+        """Give one provider its turn, of one try or two; `others` are still to come.
+
+        Returns why there is no answer, or None when there is one in `answer`.
+        """
+        self._others = others
+        backend.budget.earn()
+        failure = await self._try(backend)
+        if failure is None or not await self._may_repeat(backend, failure):
+            return failure
+        again = await self._try(backend)
+        return failure if isinstance(again, _NOT_ASKED) else again
+
+    async def _may_repeat(self, backend: Backend, failure: ProviderError) -> bool:
+        """Whether to ask the same one again; if so, the pause before it is over."""
+        if not isinstance(failure, _PASSING) or self.is_over(failure):
+            return False
+        # Every other one that is there comes before a second try of the same.
+        if self._tries_left <= self._others_ready:
+            return False
+        pause = self._pause(failure)
+        if pause is None or not backend.budget.spend():
+            return False
+        await self._timing.sleep(pause)
+        return True
+
+    @property
+    def _others_ready(self) -> int:
+        return sum(other.breaker.wait_seconds == 0 for other in self._others)
+
+    def _pause(self, failure: ProviderError) -> float | None:
+        """Seconds before a second try, at random lest all come back at once."""
+        jitter = _BACKOFF_SECONDS * self._timing.random()
+        if (wait := failure.told_wait) is None:
+            return jitter if jitter < self._remaining else None
+        affordable = min(self._remaining / 2, _LONGEST_PAUSE_SECONDS)
+        return wait + jitter if wait <= affordable else None
+
+    async def _try(self, backend: Backend) -> ProviderError | None:
+        started = self._timing.clock()
+        outcome = "cancelled"
         try:
-            return await self._collect(backend, request)
+            failure = await self._admitted(backend)
+            outcome = "answered" if failure is None else failure.code
+            return failure
+        finally:
+            took_ms = round((self._timing.clock() - started) * 1000)
+            self._progress.attempts.append(Attempt(backend.name, outcome, took_ms))
+
+    async def _admitted(self, backend: Backend) -> ProviderError | None:
+        """Pass the breaker and the bulkhead, and call."""
+        if (closed := backend.is_closed_to()) is not None:
+            return closed
+        patience = min(backend.options.wait_seconds, self._remaining)
+        try:
+            async with backend.bulkhead.place(patience):
+                # While this one waited, others may have found it broken.
+                if (closed := backend.is_closed_to()) is not None:
+                    return closed
+                return await self._call(backend)
+        except ProviderBusy as busy:
+            return busy
+
+    async def _call(self, backend: Backend) -> ProviderError | None:
+        self._tries_left -= 1
+        is_probe = backend.breaker.begin()
+        try:
+            failure, raised = await self._outcome(backend)
+        except BaseException:
+            backend.breaker.abandoned(is_probe=is_probe)
+            raise
+        backend.note(failure, is_probe=is_probe)
+        if failure is not None:
+            _log_failure(backend, failure, raised)
+        return failure
+
+    async def _outcome(self, backend: Backend) -> tuple[ProviderError | None, str]:
+        """How a call failed, in our words, and what else the plugin raised."""
+        try:
+            self.answer = await self._collect(backend)
         except ProviderError as error:
-            failure, raised = _without_words(error), ""
+            return _without_words(error), ""
+        except ClientGone:
+            raise
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             # Nobody cancelled us: it leaked out of the plugin.
-            failure, raised = ProviderBug(), type(exc).__name__
+            return ProviderBug(), type(exc).__name__
         except (Exception, SystemExit) as exc:
-            failure, raised = ProviderBug(), type(exc).__name__
-        _log_failure(backend, failure, raised)
-        # Raised only here, and so with no context: that may hold the provider's key.
-        raise failure
+            return ProviderBug(), type(exc).__name__
+        return None, ""
 
-    async def _collect(self, backend: Backend, request: ChatRequest) -> Answer:
-        pieces: list[str] = []
+    async def _collect(self, backend: Backend) -> Answer:
+        """Hear one answer to its end, within the provider's times and the deadline."""
+        limit = asyncio.timeout(self._first_limit(backend))
+        try:
+            async with limit, _closing(backend.model.stream(self._request)) as events:
+                return await self._hear(backend, events, limit)
+        except TimeoutError:
+            if not limit.expired():
+                raise  # it is the plugin's own
+            listener = self._progress.listener
+            if listener is not None and listener.is_full:
+                # It was not the provider that took so long.
+                raise ClientGone from None
+            raise ProviderTimeout from None
+
+    def _first_limit(self, backend: Backend) -> float:
+        first = min(self._remaining, backend.options.first_token_seconds)
+        could_ask_others = self._others_ready and self._tries_left
+        return first if self._request.streamed or could_ask_others else self._remaining
+
+    async def _hear(
+        self,
+        backend: Backend,
+        events: AsyncIterator[Delta | Finish],
+        limit: asyncio.Timeout,
+    ) -> Answer:
+        loop = asyncio.get_running_loop()
+        last = loop.time() + self._remaining
+        listener, pieces = self._progress.listener, self._progress.pieces
+        pieces.clear()
         size = 0
-        async with _closing(backend.model.stream(request)) as events:
-            async for event in events:
-                if isinstance(event, Finish):
-                    return _answer(backend.name, "".join(pieces), event)
-                if not isinstance(event, Delta):
-                    raise ProviderBug
-                size += len(event.text.encode("utf-8", "surrogatepass"))
-                if size > self._settings.longest_answer_bytes:
-                    raise AnswerTooLarge
-                pieces.append(event.text)
+        async for event in events:
+            if isinstance(event, Finish):
+                return _answer(backend.name, self._progress.text, event)
+            if not isinstance(event, Delta):
+                raise ProviderBug
+            # Untrusted bytes: PostgreSQL refuses NUL, and UTF-8 lone surrogates.
+            text = storable(event.text)
+            size += len(text) if text.isascii() else len(text.encode())
+            if size > self._settings.longest_answer_bytes:
+                raise AnswerTooLarge
+            if text:
+                pieces.append(text)
+                if listener is not None:
+                    await _tell(listener, text, limit, last)
+            limit.reschedule(min(last, loop.time() + backend.options.idle_seconds))
         raise ProviderStreamBroken
+
+
+async def _tell(
+    listener: Listener, text: str, limit: asyncio.Timeout, last: float
+) -> None:
+    listener.hear(text)
+    if listener.is_full:
+        # A slow reader is not a slow provider: only the deadline counts meanwhile.
+        limit.reschedule(last)
+        await listener.room()
 
 
 @asynccontextmanager
@@ -128,8 +305,7 @@ def _answer(provider: str, text: str, finish: Finish) -> Answer:
     )
     model = storable(finish.model)[:_LONGEST_MODEL_NAME]
     reason = finish.reason if finish.reason in FINISH_REASONS else "other"
-    # Answers are untrusted bytes: PostgreSQL refuses NUL, UTF-8 lone surrogates.
-    return Answer(storable(text), provider, model, reason, usage)
+    return Answer(text, provider, model, reason, usage)
 
 
 def _clamped(tokens: int | None) -> int | None:
@@ -139,9 +315,9 @@ def _clamped(tokens: int | None) -> int | None:
 def _without_words(error: ProviderError) -> ProviderError:
     """The same kind of error, with nothing in it that a backend or a plugin said."""
     kind = next((k for k in PROVIDER_ERRORS if isinstance(error, k)), ProviderBug)
-    same, wait = kind(), error.retry_after_seconds
-    if isinstance(same, Unavailable) and isinstance(wait, int):
-        same.retry_after_seconds = max(1, min(wait, _LONGEST_WAIT_SECONDS))
+    same, wait = kind(), error.told_wait
+    if isinstance(same, Unavailable) and wait is not None:
+        same.retry_after_seconds = max(1, min(wait, LONGEST_WAIT_SECONDS))
     if isinstance(error.upstream_status, int):
         same.upstream_status = error.upstream_status
     return same

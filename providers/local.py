@@ -97,7 +97,7 @@ async def open_local(name: str, options: LocalOptions) -> AsyncIterator[LocalCha
             model=model,
             api_key=SecretStr(key),
             # Its first byte comes with its last: the deadline of [llm] is the limit.
-            first_byte_seconds=_LONGEST_WAIT_SECONDS,
+            first_token_seconds=_LONGEST_WAIT_SECONDS,
         )
         async with open_openai(name, spoken) as chat:
             yield LocalChat(chat, options)

@@ -34,12 +34,15 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
         backends, note = await open_plan(plan, stack)
         context.services.get(Health).notes["provider"] = note
         settings = context.settings.section(LlmSettings)
-        context.services.add(Chat, FailoverChat(backends, settings))
+        chat = FailoverChat(backends, settings)
+        context.services.add(Chat, chat)
+        context.services.add(FailoverChat, chat)
         yield
 
 
 MODULE = Module(
     name="providers",
+    router="providers.router",
     sections={"llm": LlmSettings, "providers": ProviderTables},
     check=check,
     lifespan=lifespan,

@@ -4,7 +4,7 @@ import logging
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from core.errors import StartRefused
-from providers.failover import Backend
+from providers.backend import Backend
 from providers.public import ChatModel, ProviderNotUsable
 from providers.registry import Configured, Plan
 
@@ -63,7 +63,7 @@ async def _open(configured: Configured, stack: AsyncExitStack) -> Backend:
         problem = f"its plugin failed to open it: {type(exc).__name__}"
         raise ProviderNotUsable(problem) from None
     stack.push_async_callback(_close, name, opened)
-    return Backend(name, model)
+    return Backend(name, model, configured.options)
 
 
 async def _close(name: str, opened: AbstractAsyncContextManager[ChatModel]) -> None:

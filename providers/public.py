@@ -2,8 +2,10 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+from pydantic import Field
 
 from core.errors import (
     DomainError,
@@ -26,11 +28,13 @@ class ChatRequest:
     system_prompt: str = ""
     temperature: float | None = None
     max_tokens: int | None = None
+    streamed: bool = False
+    """Somebody reads the pieces as they come; else one Delta with all of it is best."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next piece of an answer."""
+    """The next piece of an answer; an empty one says that the model is thinking."""
 
     text: str
 
@@ -58,14 +62,42 @@ class ChatModel(Protocol):
     def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Finish]:
         """Yield deltas, then one Finish. Raises a ProviderError and nothing else.
 
-        Being closed early or cancelled must close the connection to the backend.
+        How long it may take, how often it is tried again and how large its answer may
+        be is none of its business: all of that is `failover`. Being closed early or
+        cancelled must close the connection to the backend.
         """
+
+
+@runtime_checkable
+class OffersModels(Protocol):
+    """A backend that can say which models it has, which costs nothing."""
+
+    async def models(self) -> tuple[str, ...]:
+        """The models' names, none if it does not tell. Raises a ProviderError."""
 
 
 class ProviderOptions(Section):
     """What every `[providers.NAME]` table holds; a plugin adds its own keys."""
 
     type: str
+    first_token_seconds: float = Field(30, gt=0, le=3600)
+    """How long it may think before it begins to answer. An answer that nobody reads as
+    it comes arrives whole; all of that is limited, while another could be asked."""
+    idle_seconds: float = Field(20, gt=0, le=3600)
+    """How long it may pause between two deltas, whatever else it sends."""
+    max_concurrency: int = Field(2_000, gt=0)
+    max_waiting: int = Field(64, ge=0)
+    """How many more may wait for a place, each for `wait_seconds`."""
+    wait_seconds: float = Field(2, gt=0, le=3600)
+    breaker_calls: int = Field(10, ge=0)
+    """It is left alone for 10 s when half of so many calls or more failed in 20 s; 0
+    is never."""
+
+    @property
+    def model_shown(self) -> str | None:
+        """The model's name for people, where there is one."""
+        model = getattr(self, "model", None)
+        return None if model is None else str(model)
 
 
 class ProviderNotUsable(Exception):
@@ -95,10 +127,46 @@ class Answer:
     usage: Usage
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One provider's turn: `outcome` is "answered", "cancelled" or an error's code."""
+
+    provider: str
+    outcome: str
+    milliseconds: int
+
+
+class Listener(Protocol):
+    """Whoever reads an answer while it is given."""
+
+    is_full: bool
+    """More has come than was read: `room` must be awaited before more is heard."""
+
+    def hear(self, text: str) -> None:
+        """Take the next piece."""
+
+    async def room(self) -> None:
+        """Wait until enough has been read."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """An answer in the making: it survives whatever becomes of the call."""
+
+    listener: Listener | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """What has come of the answer, fit to be stored."""
+        return "".join(self.pieces)
+
+
 class Chat(Protocol):
     """Whatever the operator has configured to answer."""
 
-    async def answer(self, content: str) -> Answer:
+    async def answer(self, content: str, progress: Progress) -> Answer:
         """Raises the ProviderError of the last provider that was tried."""
 
 
@@ -107,6 +175,12 @@ class ProviderError(DomainError):
 
     upstream_status: int | None = None
     """The backend's HTTP status, for the operator's log only."""
+
+    @property
+    def told_wait(self) -> int | None:
+        """Seconds that the backend itself asked us to wait, None when it did not."""
+        wait: Any = vars(self).get("retry_after_seconds")
+        return wait if isinstance(wait, int) else None
 
     def __init__(self, detail: str = "", **members: Any) -> None:
         # By name: what `Invalid` takes by position are errors of fields.
@@ -167,6 +241,17 @@ class ProviderBug(ProviderError, UpstreamFailed):
     """The provider's plugin failed."""
 
 
+class ProviderBusy(ProviderError, Unavailable):
+    """Too many questions wait for the language model."""
+
+    code = "busy"
+    retry_after_seconds = 1
+
+
+class ProviderUnavailable(ProviderError, Unavailable):
+    """The language model is left alone for a while, until it may work again."""
+
+
 PROVIDER_ERRORS = (
     ProviderUnreachable,
     ProviderTls,
@@ -181,4 +266,6 @@ PROVIDER_ERRORS = (
     ProviderStreamBroken,
     AnswerTooLarge,
     ProviderBug,
+    ProviderBusy,
+    ProviderUnavailable,
 )

@@ -2,8 +2,9 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, String, Text
+from sqlalchemy import JSON, CheckConstraint, ForeignKey, Identity, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.db import Base, BigId, UtcDateTime, db_now
@@ -61,6 +62,10 @@ class QuestionRow(Base):
     idempotency_key: Mapped[str] = mapped_column(String(255))
     asked_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=db_now())
     answered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Who was asked, in order; not set before they have been, or by an older release.
+    attempts: Mapped[list[dict[str, Any]] | None] = mapped_column(
+        JSON(none_as_null=True)
+    )
 
 
 # "The last three" of anybody costs the same however long the history is.

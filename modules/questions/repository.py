@@ -23,6 +23,7 @@ _COLUMNS = (
     QuestionRow.completion_tokens,
     QuestionRow.finish_reason,
     QuestionRow.error_code,
+    QuestionRow.attempts,
     QuestionRow.asked_at,
     QuestionRow.answered_at,
 )

@@ -1,8 +1,10 @@
 """Ask, and see what became of what was asked. Each question stands alone."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
+from starlette.responses import Response
 
 from core.http import CurrentCaller
 from core.pages import CursorText, Page, PageLimit
@@ -11,7 +13,12 @@ from core.security import AdminsOnly, CurrentAdmin, CurrentUser
 from core.services import service
 from core.text import Id, Moment
 from modules.questions.models import Status
-from modules.questions.schemas import AskQuestion, QuestionListed, QuestionRead
+from modules.questions.schemas import (
+    STREAM_RESPONSE,
+    AskQuestion,
+    QuestionListed,
+    QuestionRead,
+)
 from modules.questions.service import (
     Filters,
     NotStored,
@@ -20,6 +27,7 @@ from modules.questions.service import (
     QuestionWithdrawn,
     ServerShutdown,
 )
+from modules.questions.streaming import EventStream, LiveAnswer, begun
 from providers.public import PROVIDER_ERRORS
 
 router = APIRouter(prefix="/questions", tags=["questions"])
@@ -44,6 +52,40 @@ async def ask(
     """
     question = await asks.ask(who.user_id, body.content, caller.unless_gone)
     return QuestionRead.model_validate(question)
+
+
+@router.post(
+    "/stream",
+    summary="Ask a question and read the answer as it comes",
+    response_class=EventStream,
+    responses=problem_responses(
+        *PROVIDER_ERRORS, QuestionWithdrawn, NotStored, ServerShutdown
+    )
+    | STREAM_RESPONSE,
+)
+async def ask_and_read(
+    body: AskQuestion, who: CurrentUser, caller: CurrentCaller, asks: Asks
+) -> Response:
+    """Ask a question and read its answer piece by piece, as server-sent events.
+
+    `meta` has the question's `id`; each `delta` the next `text`; then comes either
+    `done`, the question as `POST /questions` answers it, or `error`, a problem. **A
+    stream without `done` is incomplete**, whatever was read of it. Lines that begin
+    with a colon are signs of life. What goes wrong before the first piece, and within
+    10 seconds, is an ordinary 4xx or 5xx. Hang up, and the model is no longer asked; a
+    stream cannot be resumed.
+    """
+    live = LiveAnswer()
+    asking = asyncio.create_task(
+        asks.ask(who.user_id, body.content, caller.unless_gone, live)
+    )
+    await begun(live, asking, asks.settings.stream_commit_seconds)
+    return EventStream(
+        live,
+        asking,
+        done=lambda question: QuestionRead.model_validate(question).model_dump_json(),
+        silence_seconds=asks.settings.stream_silence_seconds,
+    )
 
 
 @router.get("/me", summary="See your last questions")

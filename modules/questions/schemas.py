@@ -1,6 +1,7 @@
 """What the routes of questions take and give."""
 
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +32,19 @@ class UsageRead(BaseModel):
     completion_tokens: int | None = Field(examples=[8])
 
 
+class AttemptRead(BaseModel):
+    """One provider's turn."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    provider: str = Field(description="Its configured name.", examples=["main"])
+    outcome: str = Field(
+        description="`answered`, `cancelled`, or the `code` of what went wrong.",
+        examples=["answered"],
+    )
+    milliseconds: int = Field(examples=[1360])
+
+
 class QuestionRead(BaseModel):
     """A question and what became of it."""
 
@@ -40,7 +54,10 @@ class QuestionRead(BaseModel):
     user_id: int = Field(examples=[7])
     content: str = Field(examples=["What is the capital of France?"])
     status: Status = Field(examples=[Status.ANSWERED])
-    answer: str | None = Field(examples=["The capital of France is Paris."])
+    answer: str | None = Field(
+        description="Of a question that is not `answered`: what came before the end.",
+        examples=["The capital of France is Paris."],
+    )
     provider: str | None = Field(
         description="The configured name of who answered.", examples=["main"]
     )
@@ -54,6 +71,7 @@ class QuestionRead(BaseModel):
         description="Why there is no answer: the `code` of the problem that was sent.",
         examples=[None],
     )
+    attempts: list[AttemptRead] = Field(description="Who was asked, in order.")
     asked_at: datetime = Field(examples=["2026-11-23T09:30:00.120000Z"])
     answered_at: datetime | None = Field(examples=["2026-11-23T09:30:01.480000Z"])
 
@@ -62,3 +80,27 @@ class QuestionListed(QuestionRead):
     """A question as an administrator sees it in a list."""
 
     username: str = Field(examples=["ada"])
+
+
+_STREAM = """\
+event: meta
+data: {"id": 42}
+
+event: delta
+data: {"text": "The capital of France"}
+
+event: delta
+data: {"text": " is Paris."}
+
+event: done
+data: {"id": 42, "status": "answered", "answer": "The capital of France is Paris."}
+
+"""
+STREAM_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events `meta`, `delta` (any number), and `done` or `error`.",
+        "content": {
+            "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}
+        },
+    }
+}

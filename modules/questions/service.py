@@ -5,9 +5,9 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from core.db import Database
 from core.errors import (
@@ -26,13 +26,28 @@ from core.text import is_blank
 from modules.questions import repository
 from modules.questions.models import Status
 from modules.questions.settings import QuestionSettings
-from providers.public import Answer, Chat, ProviderError, Usage
+from providers.public import (
+    Answer,
+    Attempt,
+    Chat,
+    Listener,
+    Progress,
+    ProviderError,
+    Usage,
+)
 
 log = logging.getLogger(__name__)
 
 _CURSOR = "questions"
 Wait = Callable[[Coroutine[Any, Any, Answer]], Awaitable[Answer]]
 """Awaits a call for as long as somebody waits for its answer."""
+
+
+class Reader(Listener, Protocol):
+    """Whoever reads a question's answer while it is given."""
+
+    def accepted(self, question_id: int) -> None:
+        """The question is stored, and its model is about to be asked."""
 
 
 class QuestionNotFound(NotFound):
@@ -65,6 +80,7 @@ class Question:
     usage: Usage | None
     finish_reason: str | None
     error_code: str | None
+    attempts: tuple[Attempt, ...]
     asked_at: datetime
     answered_at: datetime | None
     username: str | None = None
@@ -86,15 +102,18 @@ class Questions:
     def __init__(self, db: Database, chat: Chat, settings: QuestionSettings) -> None:
         self._db = db
         self._chat = chat
-        self._settings = settings
+        self.settings = settings
         self._asking: set[asyncio.Task[Any]] = set()
         self._settling: set[asyncio.Task[Question | None]] = set()
 
-    async def ask(self, user_id: int, content: str, wait: Wait) -> Question:
+    async def ask(
+        self, user_id: int, content: str, wait: Wait, reader: Reader | None = None
+    ) -> Question:
         """Store a question, get it answered, and store the answer.
 
-        Raises Invalid for the content, a ProviderError that names the `question_id`
-        when no answer came, and QuestionWithdrawn when the account went meanwhile.
+        With a `reader` the answer is also told piece by piece. Raises Invalid for the
+        content, a ProviderError that names the `question_id` when no answer came, and
+        QuestionWithdrawn when the account went meanwhile.
         """
         self._check(content)
         async with self._under_way():
@@ -102,13 +121,17 @@ class Questions:
                 row = await repository.add(session, user_id, content, uuid.uuid4().hex)
             if row is None:
                 raise InvalidToken
+            if reader is not None:
+                reader.accepted(row.id)
             # No connection is held from here until the answer is there.
-            outcome, failure = await self._outcome(content, wait)
+            progress = Progress(reader)
+            outcome, failure = await self._outcome(content, wait, progress)
             settled = await self._settle(row.id, outcome)
         if settled is None:
             raise QuestionWithdrawn
         if isinstance(failure, DomainError):
             failure.members["question_id"] = row.id
+            failure.members["attempts"] = outcome["attempts"]
         if failure is not None:
             raise failure
         return settled
@@ -125,25 +148,32 @@ class Questions:
             self._asking.discard(asker)
 
     async def _outcome(
-        self, content: str, wait: Wait
+        self, content: str, wait: Wait, progress: Progress
     ) -> tuple[dict[str, Any], Exception | None]:
         """What to store, and what to raise once it is stored."""
+        failure: Exception | None = None
         try:
-            return _answered(await wait(self._chat.answer(content))), None
-        except ProviderError as failure:
-            return _ended(Status.FAILED, failure.code), failure
-        except ClientGone as failure:
-            return _ended(Status.INTERRUPTED, failure.code), failure
+            outcome = _answered(await wait(self._chat.answer(content, progress)))
+        except ProviderError as error:
+            outcome, failure = _ended(Status.FAILED, error.code, progress), error
+        except ClientGone as gone:
+            outcome, failure = _ended(Status.INTERRUPTED, gone.code, progress), gone
         except asyncio.CancelledError:
             # Only a server that ends cancels a request. Whoever waits is still told.
-            return _ended(Status.INTERRUPTED, ServerShutdown.code), ServerShutdown()
-        except Exception as failure:
-            return _ended(Status.INTERRUPTED, Internal.code), failure
+            failure = ServerShutdown()
+            outcome = _ended(Status.INTERRUPTED, ServerShutdown.code, progress)
+        except Exception as error:
+            outcome, failure = (
+                _ended(Status.INTERRUPTED, Internal.code, progress),
+                error,
+            )
+        attempts = [asdict(attempt) for attempt in progress.attempts]
+        return outcome | {"attempts": attempts}, failure
 
     async def newest(self, user_id: int) -> list[Question]:
         """The user's own last questions of any status, newest first."""
         async with self._db.reading() as session:
-            size = self._settings.history_size
+            size = self.settings.history_size
             rows = await repository.newest(session, user_id, size)
         return [_question(row) for row in rows]
 
@@ -183,7 +213,7 @@ class Questions:
         await asyncio.gather(*self._settling, return_exceptions=True)
 
     def _check(self, content: str) -> None:
-        limits = self._settings
+        limits = self.settings
         if is_blank(content):
             raise _invalid("blank", "Must not be blank.")
         if len(content) > limits.longest_question_chars:
@@ -233,8 +263,9 @@ def _answered(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _ended(status: Status, code: str) -> dict[str, Any]:
-    return {"status": status, "error_code": code}
+def _ended(status: Status, code: str, progress: Progress) -> dict[str, Any]:
+    # Half an answer is worth keeping: somebody may have read it, and it was paid for.
+    return {"status": status, "error_code": code, "answer": progress.text or None}
 
 
 def _question(row: Any) -> Question:
@@ -250,6 +281,7 @@ def _question(row: Any) -> Question:
         usage=usage if usage != Usage() else None,
         finish_reason=row.finish_reason,
         error_code=row.error_code,
+        attempts=tuple(Attempt(**attempt) for attempt in row.attempts or ()),
         asked_at=row.asked_at,
         answered_at=row.answered_at,
         username=getattr(row, "username", None),

@@ -11,3 +11,5 @@ class QuestionSettings(Section):
     history_size: int = Field(3, gt=0, le=100)
     longest_question_chars: int = Field(4_000, gt=0, le=65_536)
     longest_question_bytes: int = Field(16_000, gt=0, le=262_144)
+    stream_commit_seconds: float = Field(10, ge=0, le=3600)
+    stream_silence_seconds: float = Field(15, gt=0, le=3600)

@@ -26,7 +26,7 @@ async def service(
         database_url,
         upstream.base_url,
         llm=f"deadline_seconds = {DEADLINE_SECONDS}",
-        providers__main="first_byte_seconds = 0.3",
+        providers__main="first_token_seconds = 0.3",
     )
     async with served(file) as (found, _):
         yield found

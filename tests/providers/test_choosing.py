@@ -171,7 +171,7 @@ def three(tmp_path: Path, database_url: str, upstream: Upstream) -> Path:
         database_url,
         upstream.base_url,
         llm='fallback = ["second", "third"]\ndeadline_seconds = 1',
-        providers__main="first_byte_seconds = 0.2",
+        providers__main="first_token_seconds = 0.2",
         providers__second=table("b"),
         providers__third=table("c"),
     )

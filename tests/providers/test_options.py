@@ -120,7 +120,7 @@ BAD_OPTIONS: dict[str, tuple[str, str]] = {
         "headers must have names that may be set",
     ),
     "F45_a_negative_time": ("connect_seconds = -1", "connect_seconds"),
-    "F45_no_time": ("first_byte_seconds = 0", "first_byte_seconds"),
+    "F45_no_time": ("first_token_seconds = 0", "first_token_seconds"),
     "an_unknown_key": ('modle = "m"', "did you mean 'model'?"),
 }
 

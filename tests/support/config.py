@@ -16,7 +16,8 @@ def write_config(
 ) -> Path:
     """Write a file with a provider `main`; `tables` add lines to a table by name.
 
-    Passwords are hashed at the lowest price that is allowed.
+    Passwords are hashed at the lowest price that is allowed, and a provider that fails
+    in one test after the other is not left alone.
     """
     lines = {
         "database": f"url = {json.dumps(database_url)}",
@@ -24,7 +25,7 @@ def write_config(
         "llm": 'provider = "main"',
         "providers.main": (
             f'type = "openai"\nbase_url = "{base_url}"\nmodel = "fake"\n'
-            f'api_key = "{KEY}"'
+            f'api_key = "{KEY}"\nbreaker_calls = 0'
         ),
     }
     for table, more in tables.items():

@@ -1,0 +1,355 @@
+"""One backend over HTTP: its address, its session, and its failures in our words.
+
+What every provider that speaks HTTP shares; the wire formats are files of their own.
+"""
+
+import json
+import math
+import re
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+import aiohttp
+from aiohttp_socks import (
+    ProxyConnectionError,
+    ProxyConnector,
+    ProxyError,
+    ProxyTimeoutError,
+)
+from multidict import CIMultiDict
+from pydantic import Field, SecretStr, model_validator
+
+from core.settings import is_loopback
+from providers.public import (
+    AnswerTooLarge,
+    ProviderAuth,
+    ProviderBadResponse,
+    ProviderError,
+    ProviderFailed,
+    ProviderMisconfigured,
+    ProviderNotUsable,
+    ProviderOptions,
+    ProviderOverloaded,
+    ProviderRateLimited,
+    ProviderRejected,
+    ProviderStreamBroken,
+    ProviderTimeout,
+    ProviderTls,
+    ProviderUnreachable,
+)
+
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+_NO_HEADERS: Mapping[str, str] = {}
+_LONGEST_BODY = 1024 * 1024
+_PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]+", re.ASCII)
+# What says where a request ends, and how its answer may be packed, is not to be set.
+_OUR_HEADERS = {"accept-encoding", "connection", "content-length", "transfer-encoding"}
+
+
+class HttpOptions(ProviderOptions):
+    """What a `[providers.NAME]` table holds when its backend speaks HTTP."""
+
+    base_url: str
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    query: dict[str, SecretStr] = Field(default_factory=dict)
+    proxy: SecretStr | None = None
+    ca_file: Path | None = None
+    connect_seconds: float = Field(5, gt=0, le=3600)
+
+    @property
+    def secrets(self) -> list[SecretStr]:
+        """What is sent to the backend that nobody else may see."""
+        return [*self.headers.values(), *self.query.values()]
+
+    @model_validator(mode="after")
+    def _check(self) -> "HttpOptions":
+        self._check_headers()
+        url = _address(self.base_url)
+        if url is None or url.scheme not in ("http", "https"):
+            raise ValueError("base_url must be an http:// or https:// address")
+        if url.username is not None or url.query or url.fragment:
+            raise ValueError("base_url must not hold a password, a query or a fragment")
+        is_near = is_loopback(url.hostname or "")
+        if url.scheme == "http" and self.secrets and not is_near:
+            raise ValueError("base_url must be https:// where a key is sent")
+        if self.proxy is not None:
+            proxy = _address(self.proxy.get_secret_value())
+            if proxy is None or proxy.scheme not in _PROXY_SCHEMES or not proxy.port:
+                known = ", ".join(_PROXY_SCHEMES)
+                raise ValueError(f"proxy must be {known}, with a host and a port")
+        if self.ca_file is not None and not self.ca_file.is_file():
+            raise ValueError("ca_file does not exist")
+        return self
+
+    def _check_headers(self) -> None:
+        values = [secret.get_secret_value() for secret in self.secrets]
+        if not all(map(_HEADER_VALUE.fullmatch, values)):
+            raise ValueError("keys and headers must be printable ASCII, not empty")
+        for name in self.headers:
+            if not is_header_name(name):
+                raise ValueError("headers must have names that may be set")
+
+
+def is_header_name(name: str) -> bool:
+    """Whether a header of this name may be set."""
+    return bool(_HEADER_NAME.fullmatch(name)) and name.lower() not in _OUR_HEADERS
+
+
+def _address(text: str) -> SplitResult | None:
+    """The parts of a URL; None when it has no host, or a port that is none.
+
+    The parser's own words repeat what they are about, a password perhaps.
+    """
+    try:
+        parts = urlsplit(text)
+        has_place = parts.hostname and parts.port != 0
+    except ValueError:
+        return None
+    return parts if has_place else None
+
+
+class Endpoint:
+    """A backend's address and the one session that everything goes over."""
+
+    def __init__(
+        self,
+        options: HttpOptions,
+        session: aiohttp.ClientSession,
+        trust: ssl.SSLContext,
+    ) -> None:
+        """`trust` is what the session's connector verifies certificates with."""
+        self._session = session
+        self._trust = trust
+        self._root = options.base_url.rstrip("/")
+        self._fixed = {
+            "params": {k: v.get_secret_value() for k, v in options.query.items()},
+            "proxy": _http_proxy(options),
+            "allow_redirects": False,
+        }
+
+    @asynccontextmanager
+    async def post(
+        self,
+        path: str,
+        payload: Mapping[str, Any],
+        headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send JSON; the response once its status is 200.
+
+        Raises ProviderErrors, also for what goes wrong while the response is read.
+        """
+        body = json.dumps(payload).encode()
+        async with self._opened(
+            "POST", path, data=body, headers={"Content-Type": JSON, **headers}
+        ) as response:
+            yield response
+
+    @asynccontextmanager
+    async def get(
+        self, path: str, headers: Mapping[str, str] = _NO_HEADERS
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """As `post`, with nothing sent."""
+        async with self._opened("GET", path, headers=dict(headers)) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _opened(
+        self, method: str, path: str, *, headers: dict[str, str], **body: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        with translated():
+            async with await self._send(
+                method, self._root + path, headers, **body
+            ) as response:
+                _check_status(response)
+                yield response
+
+    async def _send(
+        self, method: str, url: str, headers: dict[str, str], **body: Any
+    ) -> aiohttp.ClientResponse:
+        seen = SimpleNamespace(reused=False)
+        shared = {**self._fixed, **body, "trace_request_ctx": seen}
+        try:
+            return await self._session.request(method, url, headers=headers, **shared)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            # The backend gave up a connection that was kept for it without a byte in
+            # reply: it almost always had closed it before the question came. Clients
+            # of HTTP ask again then (RFC 9112, 9.3.1), and so do we, once.
+            if not seen.reused:
+                raise
+        # Other kept connections may be just as dead. Connections are kept by what they
+        # were asked for with: naming the context that is used anyway gives a new one.
+        fresh = headers | {"Connection": "close"}
+        return await self._session.request(
+            method, url, headers=fresh, ssl=self._trust, **shared
+        )
+
+
+@asynccontextmanager
+async def open_endpoint(
+    options: HttpOptions, headers: Mapping[str, str] = _NO_HEADERS
+) -> AsyncIterator[Endpoint]:
+    """One session for as long as the provider is open.
+
+    `headers` go with every request unless the options set them. Raises
+    ProviderNotUsable when `ca_file` holds no certificates.
+    """
+    trust = _trust(options)
+    async with _session(options, _connector(options, trust), headers) as session:
+        yield Endpoint(options, session, trust)
+
+
+def _trust(options: HttpOptions) -> ssl.SSLContext:
+    trust = ssl.create_default_context()
+    if options.ca_file is not None:
+        try:
+            trust.load_verify_locations(options.ca_file)
+        except (OSError, ssl.SSLError):
+            raise ProviderNotUsable("ca_file holds no certificates in PEM") from None
+    return trust
+
+
+def _http_proxy(options: HttpOptions) -> str | None:
+    proxy = options.proxy.get_secret_value() if options.proxy else ""
+    return proxy if proxy.startswith("http") else None
+
+
+def _connector(options: HttpOptions, trust: ssl.SSLContext) -> aiohttp.TCPConnector:
+    shared: dict[str, Any] = {
+        "limit": options.max_concurrency,
+        "keepalive_timeout": 15,
+        "ssl": trust,
+    }
+    proxy = options.proxy.get_secret_value() if options.proxy else ""
+    if proxy.startswith("socks"):
+        # socks5h leaves the look-up of names to the proxy.
+        plain = proxy.replace("socks5h://", "socks5://", 1)
+        by_proxy = proxy.startswith("socks5h:")
+        return ProxyConnector.from_url(plain, rdns=by_proxy, **shared)
+    return aiohttp.TCPConnector(**shared)
+
+
+def _session(
+    options: HttpOptions,
+    connector: aiohttp.TCPConnector,
+    headers: Mapping[str, str],
+) -> aiohttp.ClientSession:
+    # Names that differ in case only are one header, the configured one.
+    merged = CIMultiDict({"Accept-Encoding": "identity", **headers})
+    for name, value in options.headers.items():
+        merged[name] = value.get_secret_value()
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(_note_reuse)
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers=merged,
+        # Neither the environment's proxies nor the backend's cookies concern us.
+        trust_env=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        timeout=aiohttp.ClientTimeout(
+            total=None, connect=options.connect_seconds, sock_connect=3
+        ),
+        trace_configs=[tracing],
+    )
+
+
+async def _note_reuse(session: Any, context: Any, params: Any) -> None:
+    context.trace_request_ctx.reused = True
+
+
+def _check_status(response: aiohttp.ClientResponse) -> None:
+    """Raise the error that a status means; for the operator's log it is kept."""
+    status = response.status
+    if status == 200:
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise ProviderBadResponse
+        return
+    otherwise = ProviderFailed if status >= 400 else ProviderBadResponse
+    error = _BY_STATUS.get(status, otherwise)()
+    if status in (429, 503):
+        wait = _retry_after(response.headers.get("Retry-After", ""))
+        error.retry_after_seconds = wait
+    error.upstream_status = status
+    raise error
+
+
+_BY_STATUS: dict[int, type[ProviderError]] = {
+    400: ProviderRejected,
+    401: ProviderAuth,
+    403: ProviderAuth,
+    404: ProviderMisconfigured,
+    413: ProviderRejected,
+    422: ProviderRejected,
+    429: ProviderRateLimited,
+    503: ProviderOverloaded,
+    529: ProviderOverloaded,
+}
+
+
+def _retry_after(value: str) -> int | None:
+    """The seconds that a backend asks us to wait, None when it says nothing usable."""
+    if value.isascii() and value.isdigit():
+        return int(value[:9])
+    try:
+        moment = parsedate_to_datetime(value)
+        return math.ceil((moment - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+async def read_json(response: aiohttp.ClientResponse) -> Any:
+    """The body, at most 1 MiB of it. Raises ProviderBadResponse or AnswerTooLarge."""
+    if response.content_type != JSON:
+        raise ProviderBadResponse
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > _LONGEST_BODY:
+            raise AnswerTooLarge
+        parts.append(part)
+    return parse_json(b"".join(parts))
+
+
+def parse_json(body: bytes | str) -> Any:
+    """Raises ProviderBadResponse for what is no JSON in UTF-8."""
+    try:
+        # Not by pydantic: an escaped lone surrogate is repaired later on.
+        return json.loads(body.decode("utf-8") if isinstance(body, bytes) else body)
+    except (ValueError, RecursionError):
+        raise ProviderBadResponse from None
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Say aiohttp's errors in ours. Never chained: their text holds the key."""
+    try:
+        yield
+    except ProviderError:
+        raise
+    except (TimeoutError, ProxyTimeoutError):
+        raise ProviderTimeout from None
+    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError):
+        raise ProviderTls from None
+    except aiohttp.ClientHttpProxyError:
+        raise ProviderUnreachable from None
+    except aiohttp.ClientPayloadError:
+        raise ProviderStreamBroken from None
+    except aiohttp.ClientResponseError:
+        raise ProviderBadResponse from None
+    except ValueError:  # a host that is no name at all: InvalidURL, UnicodeError
+        raise ProviderMisconfigured from None
+    except (aiohttp.ClientError, OSError, ProxyError, ProxyConnectionError) as exc:
+        # Through a SOCKS proxy a bad certificate is known by its cause alone.
+        is_tls = isinstance(exc.__cause__, ssl.SSLError)
+        raise (ProviderTls if is_tls else ProviderUnreachable) from None
