@@ -56,6 +56,7 @@ async def ask(
 
 @router.post(
     "/stream",
+    status_code=200,
     summary="Ask a question and read the answer as it comes",
     response_class=EventStream,
     responses=problem_responses(

@@ -96,11 +96,17 @@ event: done
 data: {"id": 42, "status": "answered", "answer": "The capital of France is Paris."}
 
 """
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["meta", "delta", "done", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 STREAM_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events `meta`, `delta` (any number), and `done` or `error`.",
-        "content": {
-            "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}
-        },
+        "content": {"text/event-stream": {"itemSchema": _EVENT, "example": _STREAM}},
     }
 }

@@ -1,6 +1,7 @@
 """One linear history per module: forth, back, alone, together, and gone wrong."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -172,7 +173,9 @@ async def schema(database: Database) -> set[tuple[Any, ...]]:
 def _unordered(value: Any) -> Any:
     """The clauses of a CREATE TABLE in any order."""
     if isinstance(value, str) and value.startswith("CREATE TABLE"):
-        return tuple(sorted(line.strip(" ,\t") for line in value.splitlines()))
+        # SQLite writes an added column on the line of the one before it.
+        clauses = re.split(r"\n|, (?=[a-z_]+ [A-Z])", value)
+        return tuple(sorted(clause.strip(" ,\t") for clause in clauses))
     return value
 
 
