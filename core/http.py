@@ -64,7 +64,10 @@ class RequestStep:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        # For what sends thousands of pieces: no step has anything to add to a body.
+        state["send_body"] = send
         REQUEST_ID.set(request_id)
         started, status = time.perf_counter(), 0
 
@@ -188,4 +191,9 @@ class Caller:
             pass
 
 
-CurrentCaller = Annotated[Caller, Depends(Caller)]
+async def _current_caller(request: Request) -> Caller:
+    # async, though nothing is awaited: FastAPI calls any other in a thread.
+    return Caller(request)
+
+
+CurrentCaller = Annotated[Caller, Depends(_current_caller)]

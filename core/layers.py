@@ -17,6 +17,8 @@ from core.module import ROOT
 
 ENV_PREFIX = "VOPROS_"
 CONFIG_VARIABLE = "VOPROS_CONFIG"
+# VOPROS_HOME tells scripts around a server where the project lies: not a setting.
+_NO_SETTINGS = (CONFIG_VARIABLE, "VOPROS_HOME")
 DEFAULT_FILE = ROOT / "config" / "app.toml"
 Keys = tuple[str, ...]
 
@@ -87,7 +89,7 @@ def read_layers(
     for keys, value in leaves(_read_toml(path)):
         _lay(raw, keys, value, raw.file, layer=0)
     for name in sorted(environ):
-        if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE:
+        if name.startswith(ENV_PREFIX) and name not in _NO_SETTINGS:
             keys = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
             _lay(raw, keys, environ[name], f"environment {name}", layer=1)
     for keys, value in (overrides or {}).items():

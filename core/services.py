@@ -1,6 +1,6 @@
 """The services of one application, found by the type that they promise to be."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.requests import HTTPConnection
@@ -32,10 +32,11 @@ class Services:
         return kind in self._by_kind
 
 
-def service(kind: type[S]) -> Callable[[HTTPConnection], S]:
+def service(kind: type[S]) -> Callable[[HTTPConnection], Awaitable[S]]:
     """A FastAPI dependency: `Annotated[Users, Depends(service(Users))]`."""
 
-    def find(connection: HTTPConnection) -> S:
+    # async, though nothing is awaited: FastAPI calls any other in a thread.
+    async def find(connection: HTTPConnection) -> S:
         services: Services = connection.app.state.services
         return services.get(kind)
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from core.errors import ClientGone, Unavailable
 from core.text import storable
 from providers.backend import LONGEST_WAIT_SECONDS, Backend, Timing
+from providers.patience import Patience
 from providers.public import (
     FINISH_REASONS,
     PROVIDER_ERRORS,
@@ -21,7 +22,6 @@ from providers.public import (
     ChatRequest,
     Delta,
     Finish,
-    Listener,
     Progress,
     ProviderBadResponse,
     ProviderBug,
@@ -32,7 +32,6 @@ from providers.public import (
     ProviderRateLimited,
     ProviderRejected,
     ProviderStreamBroken,
-    ProviderTimeout,
     ProviderUnavailable,
     ProviderUnreachable,
     Usage,
@@ -228,21 +227,13 @@ class _Question:
 
     async def _collect(self, backend: Backend) -> Answer:
         """Hear one answer to its end, within the provider's times and the deadline."""
-        limit = asyncio.timeout(self._first_limit(backend))
-        try:
-            async with limit, _closing(backend.model.stream(self._request)) as events:
-                return await self._hear(backend, events, limit)
-        except TimeoutError:
-            if not limit.expired():
-                raise  # it is the plugin's own
-            listener = self._progress.listener
-            if listener is not None and listener.is_full:
-                # It was not the provider that took so long.
-                raise ClientGone from None
-            raise ProviderTimeout from None
+        patience = Patience(self._first_limit(backend), self._remaining)
+        async with patience, _closing(backend.model.stream(self._request)) as events:
+            return await self._hear(backend, events, patience)
+        raise AssertionError("it has returned, or raised")
 
     def _first_limit(self, backend: Backend) -> float:
-        first = min(self._remaining, backend.options.first_token_seconds)
+        first = backend.options.first_token_seconds
         could_ask_others = self._others_ready and self._tries_left
         return first if self._request.streamed or could_ask_others else self._remaining
 
@@ -250,10 +241,8 @@ class _Question:
         self,
         backend: Backend,
         events: AsyncIterator[Delta | Finish],
-        limit: asyncio.Timeout,
+        patience: Patience,
     ) -> Answer:
-        loop = asyncio.get_running_loop()
-        last = loop.time() + self._remaining
         listener, pieces = self._progress.listener, self._progress.pieces
         pieces.clear()
         size = 0
@@ -270,19 +259,10 @@ class _Question:
             if text:
                 pieces.append(text)
                 if listener is not None:
-                    await _tell(listener, text, limit, last)
-            limit.reschedule(min(last, loop.time() + backend.options.idle_seconds))
+                    patience.of_the_reader()
+                    await listener.hear(text)
+            patience.renew(backend.options.idle_seconds)
         raise ProviderStreamBroken
-
-
-async def _tell(
-    listener: Listener, text: str, limit: asyncio.Timeout, last: float
-) -> None:
-    listener.hear(text)
-    if listener.is_full:
-        # A slow reader is not a slow provider: only the deadline counts meanwhile.
-        limit.reschedule(last)
-        await listener.room()
 
 
 @asynccontextmanager

@@ -139,14 +139,8 @@ class Attempt:
 class Listener(Protocol):
     """Whoever reads an answer while it is given."""
 
-    is_full: bool
-    """More has come than was read: `room` must be awaited before more is heard."""
-
-    def hear(self, text: str) -> None:
-        """Take the next piece."""
-
-    async def room(self) -> None:
-        """Wait until enough has been read."""
+    async def hear(self, text: str) -> None:
+        """Take the next piece; returns once there is room for another."""
 
 
 @dataclass(slots=True)

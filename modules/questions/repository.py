@@ -1,63 +1,80 @@
 """Statements about questions; each returns rows or None."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Select, insert, literal, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import (
+    Boolean,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    case,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from core.db import BigId, db_now
+from core.db import db_now
 from modules.questions.models import QuestionRow, Status
 from modules.users.public import ACCOUNTS
 
-_COLUMNS = (
-    QuestionRow.id,
-    QuestionRow.user_id,
-    QuestionRow.content,
-    QuestionRow.status,
-    QuestionRow.answer,
-    QuestionRow.provider,
-    QuestionRow.model,
-    QuestionRow.prompt_tokens,
-    QuestionRow.completion_tokens,
-    QuestionRow.finish_reason,
-    QuestionRow.error_code,
-    QuestionRow.attempts,
-    QuestionRow.asked_at,
-    QuestionRow.answered_at,
+_T = cast(Table, QuestionRow.__table__)
+_COLUMNS = tuple(column for column in _T.c if column.key != "idempotency_key")
+
+# On everybody's way, so they are built once, and of tables: entities cost more.
+_ASKER = (
+    select(
+        ACCOUNTS.c.id, bindparam("asked", type_=Text), bindparam("key", type_=Text)
+    ).where(ACCOUNTS.c.id == bindparam("asker"), ACCOUNTS.c.is_active)
+    # Whoever deletes the account waits for us, or we find it gone.
+    .with_for_update(read=True, key_share=True)
+)
+_ADD = (
+    insert(_T)
+    .from_select(["user_id", "content", "idempotency_key"], _ASKER)
+    .returning(*_COLUMNS)
+)
+_OUTCOME = (
+    "status",
+    "answer",
+    "provider",
+    "model",
+    "prompt_tokens",
+    "completion_tokens",
+    "finish_reason",
+    "error_code",
+    "attempts",
+)
+_SETTLE = (
+    update(_T)
+    .where(_T.c.id == bindparam("question"), _T.c.status == Status.PENDING)
+    .values(
+        {name: bindparam(f"new_{name}", type_=_T.c[name].type) for name in _OUTCOME}
+        | {"answered_at": case((bindparam("is_answered", type_=Boolean), db_now()))}
+    )
+    .returning(*_COLUMNS)
 )
 
 
 async def add(
-    session: AsyncSession, user_id: int, content: str, idempotency_key: str
+    connection: AsyncConnection, user_id: int, content: str, idempotency_key: str
 ) -> Any | None:
     """Store a pending question; None when its account is gone or not active."""
-    asker = (
-        select(ACCOUNTS.c.id, literal(content), literal(idempotency_key)).where(
-            ACCOUNTS.c.id == literal(user_id, BigId), ACCOUNTS.c.is_active
-        )
-        # Whoever deletes the account waits for us, or we find it gone.
-        .with_for_update(read=True, key_share=True)
-    )
-    columns = ["user_id", "content", "idempotency_key"]
-    statement = insert(QuestionRow).from_select(columns, asker).returning(*_COLUMNS)
-    return (await session.execute(statement)).one_or_none()
+    given = {"asker": user_id, "asked": content, "key": idempotency_key}
+    return (await connection.execute(_ADD, given)).one_or_none()
 
 
 async def settle(
-    session: AsyncSession, question_id: int, values: dict[str, Any]
+    connection: AsyncConnection, question_id: int, outcome: Mapping[str, Any]
 ) -> Any | None:
     """Move a pending question to a final state; None when it is pending no more."""
-    if values["status"] == Status.ANSWERED:
-        values = values | {"answered_at": db_now()}
-    statement = (
-        update(QuestionRow)
-        .where(QuestionRow.id == question_id, QuestionRow.status == Status.PENDING)
-        .values(values)
-        .returning(*_COLUMNS)
-    )
-    return (await session.execute(statement)).one_or_none()
+    is_answered = outcome["status"] == Status.ANSWERED
+    given = {f"new_{name}": outcome.get(name) for name in _OUTCOME}
+    given |= {"question": question_id, "is_answered": is_answered}
+    return (await connection.execute(_SETTLE, given)).one_or_none()
 
 
 def newest_of(user_id: int, size: int) -> Select[Any]:

@@ -117,8 +117,9 @@ class Questions:
         """
         self._check(content)
         async with self._under_way():
-            async with self._db.transaction() as session:
-                row = await repository.add(session, user_id, content, uuid.uuid4().hex)
+            async with self._db.statement() as connection:
+                key = uuid.uuid4().hex
+                row = await repository.add(connection, user_id, content, key)
             if row is None:
                 raise InvalidToken
             if reader is not None:
@@ -236,8 +237,8 @@ class Questions:
         self, question_id: int, outcome: dict[str, Any]
     ) -> Question | None:
         try:
-            async with self._db.transaction() as session:
-                row = await repository.settle(session, question_id, outcome)
+            async with self._db.statement() as connection:
+                row = await repository.settle(connection, question_id, outcome)
         except DomainError as error:
             fields = {"question_id": question_id, "code": error.code}
             log.error("question.not_stored", extra=fields)

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from json.encoder import encode_basestring
 from typing import Any
 
 from starlette.responses import Response
@@ -13,7 +14,6 @@ from core.errors import ClientGone, DomainError, Internal
 from core.problems import problem_document
 from modules.questions.service import Question
 
-_MOST_UNREAD = 64 * 1024
 _HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -25,50 +25,56 @@ _SIGN_OF_LIFE = b": still thinking\n\n"
 
 
 class LiveAnswer:
-    """The pieces that have come and are not sent yet; `Reader` of one question."""
+    """`Reader` of one question: holds the pieces back, then sends each as it comes.
+
+    Whoever hears the provider also sends, so a reader who is slow to take the pieces
+    slows the provider down: nothing piles up here.
+    """
 
     def __init__(self) -> None:
         self.question_id: int | None = None
-        self.is_full = False
-        self._unread: list[str] = []
-        self._size = 0
+        self.has_begun = False
+        self._held: list[str] = []
+        self._send: Send | None = None
+        self._sent_something = False
         self._news = asyncio.Event()
-        self._read = asyncio.Event()
 
     def accepted(self, question_id: int) -> None:
         self.question_id = question_id
+        self.wake()
+
+    async def hear(self, text: str) -> None:
+        if self._send is not None:
+            self._sent_something = True
+            await self._send(_body(_delta(text)))
+            return
+        self._held.append(text)
+        if not self.has_begun:
+            self.has_begun = True
+            self.wake()
+
+    def wake(self, *_: object) -> None:
+        """There may be news for `begun`."""
         self._news.set()
-
-    def hear(self, text: str) -> None:
-        self._unread.append(text)
-        self._size += len(text)
-        self.is_full = self._size > _MOST_UNREAD
-        self._news.set()
-
-    async def room(self) -> None:
-        self._read.clear()
-        await self._read.wait()
-
-    def wake(self, *_: Any) -> None:
-        """There may be something to do other than to send a piece."""
-        self._news.set()
-
-    def take(self) -> str:
-        """What is not sent yet, in one piece."""
-        text = "".join(self._unread)
-        self._unread.clear()
-        self._size, self.is_full = 0, False
-        self._read.set()
-        return text
 
     async def news(self) -> None:
-        """Wait until a piece has come, or somebody wakes us."""
+        """Wait until something has happened."""
         await self._news.wait()
         self._news.clear()
 
-    @property
-    def has_begun(self) -> bool:
-        return bool(self._unread)
+    async def open(self, send: Send) -> None:
+        """Send what was held back; from now on every piece is sent at once."""
+        await send(_body(_event("meta", {"id": self.question_id})))
+        while self._held:
+            text = "".join(self._held)
+            self._held.clear()
+            await send(_body(_delta(text)))
+        self._send = send
+
+    def was_silent(self) -> bool:
+        """Whether nothing was sent since this was asked last."""
+        was, self._sent_something = self._sent_something, False
+        return not was
 
 
 async def begun(
@@ -80,11 +86,11 @@ async def begun(
     """
     loop = asyncio.get_running_loop()
     asking.add_done_callback(live.wake)
-    patience_ends = loop.time() + commit_seconds
-    timer = loop.call_at(patience_ends, live.wake)
+    commit_at = loop.time() + commit_seconds
+    timer = loop.call_at(commit_at, live.wake)
     try:
         while not asking.done():
-            is_late = loop.time() >= patience_ends
+            is_late = loop.time() >= commit_at
             if live.question_id is not None and (live.has_begun or is_late):
                 return
             await live.news()
@@ -116,27 +122,15 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200}
         await send(start | {"headers": self.raw_headers})
-        # The watch over who reads is kept by whoever asks: see `Caller.unless_gone`.
-        async with _patience(self._asking):
-            await self._send_pieces(send)
-            await self._send_end(send, scope["state"]["request_id"])
-
-    async def _send_pieces(self, send: Send) -> None:
-        live, asking = self._live, self._asking
-        await send(_body(_event("meta", {"id": live.question_id})))
-        pulse = _Pulse(live, self._silence)
-        try:
-            while True:
-                is_over = asking.done()
-                if text := live.take():
-                    await send(_body(_event("delta", {"text": text})))
-                elif pulse.is_due():
+        send = scope["state"]["send_body"]
+        # Whether anybody reads is watched by whoever asks: see `Caller.unless_gone`.
+        async with _bounded(self._asking):
+            await self._live.open(send)
+            while not self._asking.done():
+                await asyncio.wait({self._asking}, timeout=self._silence)
+                if self._live.was_silent() and not self._asking.done():
                     await send(_body(_SIGN_OF_LIFE))
-                if is_over:
-                    return
-                await live.news()
-        finally:
-            pulse.stop()
+            await self._send_end(send, scope["state"]["request_id"])
 
     async def _send_end(self, send: Send, request_id: str) -> None:
         try:
@@ -154,7 +148,7 @@ class EventStream(Response):
 
 
 @asynccontextmanager
-async def _patience(asking: asyncio.Task[Question]) -> AsyncIterator[None]:
+async def _bounded(asking: asyncio.Task[Question]) -> AsyncIterator[None]:
     """Once all is said and stored, even the slowest reader has had its time."""
     loop = asyncio.get_running_loop()
 
@@ -172,34 +166,13 @@ async def _patience(asking: asyncio.Task[Question]) -> AsyncIterator[None]:
         raise ClientGone from None
 
 
-class _Pulse:
-    """Breaks a silence that has become too long. One timer, however many pieces."""
-
-    def __init__(self, live: LiveAnswer, seconds: float) -> None:
-        self._live = live
-        self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
-        self._since = self._loop.time()
-        self._timer = self._loop.call_later(seconds, self._beat)
-
-    def is_due(self) -> bool:
-        """Whether nothing was sent for too long; something is sent now in any case."""
-        since, self._since = self._since, self._loop.time()
-        return self._since - since >= self._seconds
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _beat(self) -> None:
-        due = self._since + self._seconds
-        if self._loop.time() >= due:
-            self._live.wake()
-            due = self._loop.time() + self._seconds
-        self._timer = self._loop.call_at(due, self._beat)
-
-
 def _body(body: bytes, *, is_last: bool = False) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": not is_last}
+
+
+def _delta(text: str) -> bytes:
+    # What json.dumps comes to, without making an encoder for every piece.
+    return _written("delta", f'{{"text": {encode_basestring(text)}}}')
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:
