@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from core.errors import ClientGone, DomainError, Internal
 from core.problems import problem_document
-from modules.questions.service import Question
+from modules.questions.service import Question, ServerShutdown
 
 _HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -94,10 +94,18 @@ async def begun(
             if live.question_id is not None and (live.has_begun or is_late):
                 return
             await live.news()
+    except asyncio.CancelledError:
+        await _interrupt(asking)
     finally:
         timer.cancel()
     if not live.has_begun:
         asking.result()
+
+
+async def _interrupt(asking: asyncio.Task[Question]) -> None:
+    """Only a server that ends cancels a request; whoever reads is still told."""
+    asking.cancel()
+    await asyncio.wait({asking})
 
 
 class EventStream(Response):
@@ -125,18 +133,31 @@ class EventStream(Response):
         send = scope["state"]["send_body"]
         # Whether anybody reads is watched by whoever asks: see `Caller.unless_gone`.
         async with _bounded(self._asking):
-            await self._live.open(send)
-            while not self._asking.done():
-                await asyncio.wait({self._asking}, timeout=self._silence)
-                if self._live.was_silent() and not self._asking.done():
-                    await send(_body(_SIGN_OF_LIFE))
+            try:
+                await self._live.open(send)
+                await self._keep_alive(send)
+            except asyncio.CancelledError:
+                if self._asking.done():
+                    raise
+                await _interrupt(self._asking)
             await self._send_end(send, scope["state"]["request_id"])
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Break each long silence, until all is said and stored."""
+        while not self._asking.done():
+            await asyncio.wait({self._asking}, timeout=self._silence)
+            if self._live.was_silent() and not self._asking.done():
+                await send(_body(_SIGN_OF_LIFE))
 
     async def _send_end(self, send: Send, request_id: str) -> None:
         try:
             last = _written("done", self._done(self._asking.result()))
         except ClientGone:
             raise
+        except asyncio.CancelledError:
+            # Interrupted while it was stored: that still goes on.
+            shutdown = ServerShutdown(question_id=self._live.question_id)
+            last = _event("error", problem_document(shutdown, request_id))
         except DomainError as error:
             last = _event("error", problem_document(error, request_id))
         except Exception:
