@@ -10,8 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from providers.fake import Behaviour, FakeBackend, Received, Wire
-
-KEY = "canary-provider-key-7f3a91"
+from providers.testing import KEY
 
 __all__ = [
     "KEY",
