@@ -134,7 +134,10 @@ class ProviderSuite:
 
     @asynccontextmanager
     async def opened(self, url: str, key: str) -> AsyncIterator[ChatModel]:
-        """The provider of the table, found and opened as the application does it."""
+        """The provider of the table, found and opened as the application does it.
+
+        Override it where no table says how to reach the fake backend.
+        """
         kind, options = self._configured(url, key)
         async with kind.open("under-test", options) as model:
             yield model
