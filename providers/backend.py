@@ -65,9 +65,12 @@ class Backend:
         model: ChatModel,
         options: ProviderOptions,
         timing: Timing | None = None,
+        plugin: str = "",
     ) -> None:
+        """`plugin` is what brings it, to be named when that fails."""
         timing = timing or Timing()
         self.name = name
+        self.plugin = plugin
         self.model = model
         self.options = options
         self.breaker = Breaker(

@@ -305,6 +305,8 @@ def _without_words(error: ProviderError) -> ProviderError:
 
 def _log_failure(backend: Backend, failure: ProviderError, raised: str) -> None:
     fields: dict[str, object] = {"provider": backend.name, "code": failure.code}
+    if isinstance(failure, ProviderBug):
+        fields["plugin"] = backend.plugin
     fields |= {"raised": raised} if raised else {}
     if failure.upstream_status is not None:
         fields["upstream_status"] = failure.upstream_status

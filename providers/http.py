@@ -332,7 +332,21 @@ def parse_json(body: bytes | str) -> Any:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Say aiohttp's errors in ours. Never chained: their text holds the key."""
+    """Say aiohttp's errors in ours, and nothing of what led to them: it holds the key.
+
+    Whoever speaks through an `Endpoint` has this already.
+    """
+    try:
+        with _in_our_words():
+            yield
+    except ProviderError as error:
+        # `from None` hides a context from tracebacks, and keeps it.
+        error.__context__ = None
+        raise
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
     try:
         yield
     except ProviderError:

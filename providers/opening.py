@@ -60,15 +60,21 @@ async def _open(configured: Configured, stack: AsyncExitStack) -> Backend:
         raise
     except (Exception, SystemExit) as exc:
         # By its type alone: what a plugin raises may hold its key.
-        problem = f"its plugin failed to open it: {type(exc).__name__}"
+        problem = f"{configured.origin} failed to open it: {type(exc).__name__}"
         raise ProviderNotUsable(problem) from None
-    stack.push_async_callback(_close, name, opened)
-    return Backend(name, model, configured.options)
+    stack.push_async_callback(_close, configured, opened)
+    return Backend(name, model, configured.options, plugin=configured.origin)
 
 
-async def _close(name: str, opened: AbstractAsyncContextManager[ChatModel]) -> None:
+async def _close(
+    configured: Configured, opened: AbstractAsyncContextManager[ChatModel]
+) -> None:
     try:
         await opened.__aexit__(None, None, None)
     except (Exception, SystemExit) as exc:
-        fields = {"provider": name, "raised": type(exc).__name__}
+        fields = {
+            "provider": configured.name,
+            "plugin": configured.origin,
+            "raised": type(exc).__name__,
+        }
         log.error("provider.not_closed", extra=fields)

@@ -29,6 +29,8 @@ class Configured:
     name: str
     type: ProviderType
     options: ProviderOptions
+    origin: str
+    """The plugin that brings its type, with its distribution and version."""
 
     @property
     def demonstrates(self) -> str | None:
@@ -96,17 +98,17 @@ def _configure(
         problem = f"must be at most {_LONGEST_NAME} printable characters"
         return None, [Finding(raw.origin(*path), "providers", "", problem)]
     try:
-        kind = _type_named(str(tables[name].get("type")))
+        plugin, kind = type_named(str(tables[name].get("type")))
     except StartRefused as exc:
         where = raw.origin(*path, "type")
         return None, [Finding(where, ".".join(path), "type", str(exc))]
     options, findings = read_table(raw, path, kind.options)
     if options is None:
         return None, findings
-    return Configured(name, kind, options), []
+    return Configured(name, kind, options, describe_origin(plugin)), []
 
 
-def _type_named(name: str) -> ProviderType:
+def type_named(name: str) -> tuple[EntryPoint, ProviderType]:
     """Find and load one type. Raises StartRefused when no plugin or two bring it."""
     installed = entry_points(group=GROUP)
     found = list(installed.select(name=name))
@@ -116,7 +118,7 @@ def _type_named(name: str) -> ProviderType:
     if len(found) > 1:
         origins = " and ".join(describe_origin(entry) for entry in found)
         raise StartRefused(f"two packages bring the same provider: {origins}")
-    return load_type(found[0])
+    return found[0], load_type(found[0])
 
 
 def load_type(entry: EntryPoint) -> ProviderType:

@@ -59,21 +59,25 @@ async def test_the_provider_of_the_document_answers_through_the_api(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ((name, code),) = files_of("Adding a provider").items()
-    assert len(code.splitlines()) < 40
+    files = files_of("Adding a provider")
+    assert len(files["vopros_faq.py"].splitlines()) < 40
     project, configuration = (
         block.code
         for block in blocks(section(TEXT, "Adding a provider"))
         if block.language == "toml"
     )
     (source := tmp_path / "source").mkdir()
-    (source / name).write_text(code)
+    for name in ("vopros_faq.py", "test_vopros_faq.py"):
+        (source / name).write_text(files[name])
     (source / "pyproject.toml").write_text(project)
     packages = tmp_path / "packages"
     await assert_tidy(source, source)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install")
     alone = ("--no-deps", "--no-build-isolation", "--no-index")
     await run(*pip, *alone, "--target", str(packages), str(source), cwd=tmp_path)
+    suite = (sys.executable, "-m", "pytest", "-q", "test_vopros_faq.py")
+    said = await run(*suite, cwd=source, PYTHONPATH=str(packages))
+    assert re.search(r"^[1-9]\d* passed in", said, re.MULTILINE), said
     monkeypatch.syspath_prepend(packages)
 
     file = tmp_path / "app.toml"
@@ -89,6 +93,12 @@ async def test_the_provider_of_the_document_answers_through_the_api(
         assert (answer["answer"], answer["provider"]) == ("At nine.", "faq")
         assert answer["model"] == "faq-1"
         assert_problem(await api.ask(ada, "Why?"), 422, "provider_rejected")
+
+
+def test_the_suite_that_the_document_shows_is_one_of_ours() -> None:
+    name = "tests/providers/test_suite.py"
+    shown = files_of("Adding a provider")[name]
+    assert shown in (ROOT / name).read_text(encoding="utf-8")
 
 
 async def test_the_module_of_the_document_serves_and_crosses_no_border(

@@ -1,17 +1,21 @@
 """Providers of strangers: loaded only when named, and trusted with nothing."""
 
+import asyncio
+import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from core.errors import StartRefused
 from core.settings import load_settings
-from tests.conftest import served
-from tests.support.api import assert_problem
+from tests.conftest import Databases, served
+from tests.support.api import Account, Api, assert_problem
 from tests.support.config import write_config
-from tests.support.process import assert_refused, vopros
+from tests.support.process import assert_refused, serving, vopros
 from tests.support.strange_models import install
 from tests.support.upstream import KEY, Upstream
 
@@ -20,7 +24,8 @@ ORIGIN = "of strange-models 1.2.3"
 
 
 def configured(folder: Path, database_url: str, kind: str, **tables: str) -> Path:
-    table = f'type = "{kind}"\napi_key = "{KEY}"'
+    # What fails in one test after the other is not to be left alone.
+    table = f'type = "{kind}"\napi_key = "{KEY}"\nbreaker_calls = 0'
     return write_config(
         folder / "app.toml", database_url, providers__guest=table, **tables
     )
@@ -181,10 +186,9 @@ async def test_F44_a_plugin_that_cannot_open_refuses_the_start(
     with pytest.raises(StartRefused) as refused:
         async with served(configured(tmp_path, database_url, kind), NAMED):
             pass
-    line = str(refused.value)
-    assert line == (
-        "provider 'guest': its plugin failed to open it: " + raised.partition("(")[0]
-    )
+    kind_raised = raised.partition("(")[0]
+    told = f"plugin '{kind}' {ORIGIN} failed to open it: {kind_raised}"
+    assert str(refused.value) == f"provider 'guest': {told}"
 
 
 async def test_F44_auto_passes_over_a_plugin_that_cannot_open(
@@ -196,7 +200,8 @@ async def test_F44_auto_passes_over_a_plugin_that_cannot_open(
     file = configured(tmp_path, database_url, "jammed")
     async with served(file, NAMED | auto) as (_, api):
         note = (await api.get("/health/ready")).json()["notes"]["provider"]
-    assert note.startswith("main, chosen by auto: guest: its plugin failed to open it")
+    told = f"plugin 'jammed' {ORIGIN} failed to open it: ValueError"
+    assert note == f"main, chosen by auto: guest: {told}"
 
 
 async def test_F44_a_plugin_that_fails_to_close_spoils_no_shutdown(
@@ -206,7 +211,8 @@ async def test_F44_a_plugin_that_fails_to_close_spoils_no_shutdown(
     install(folder, "sticky", hook=OPENS.format(body=body))
     async with served(configured(tmp_path, database_url, "sticky"), NAMED) as (_, api):
         assert (await api.ask(await api.account(), "Well?")).status_code == 201
-    assert "provider.not_closed" in caplog.messages
+    (record,) = (r for r in caplog.records if r.message == "provider.not_closed")
+    assert vars(record)["plugin"] == f"plugin 'sticky' {ORIGIN}"
 
 
 BUG = (502, "provider_bug")
@@ -265,23 +271,116 @@ def chaotic(folder: Path) -> str:
     return "chaotic"
 
 
+FINE = "yield Delta('Still here.'); yield Finish('m', 'stop')"
+
+
+async def assert_stored(
+    api: Api, who: Account, problem: dict[str, Any], code: str
+) -> None:
+    """The question has failed as the problem says, and neither says more than that."""
+    assert problem["code"] == code
+    assert problem["detail"] == problem["title"]
+    assert problem.get("retry_after", 1) <= 60
+    assert {a["provider"] for a in problem["attempts"]} == {"guest"}
+    assert problem["attempts"][-1]["outcome"] == code
+    stored = await api.get(f"/questions/{problem['question_id']}", who)
+    question = stored.json()
+    assert (question["status"], question["error_code"]) == ("failed", code)
+    assert KEY not in json.dumps(problem) + stored.text
+
+
 async def test_F44_a_plugin_that_misbehaves_is_a_bad_gateway_and_nothing_else(
+    tmp_path: Path,
+    database_url: str,
+    chaotic: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = configured(tmp_path, database_url, chaotic, llm="deadline_seconds = 1")
+    async with served(file, NAMED) as (_, api):
+        ada = await api.account()
+        for code, (status, told) in STREAMS.values():
+            answer = await api.ask(ada, code)
+            await assert_stored(api, ada, assert_problem(answer, status, told), told)
+            assert int(answer.headers.get("retry-after", 1)) <= 60
+        assert (await api.ask(ada, FINE)).json()["answer"] == "Still here."
+    failed = [vars(r) for r in caplog.records if r.message == "provider.failed"]
+    bugs = [fields for fields in failed if fields["code"] == "provider_bug"]
+    assert bugs
+    assert {bug["plugin"] for bug in bugs} == {f"plugin 'chaotic' {ORIGIN}"}
+
+
+SAY_SOMETHING_FIRST = (
+    "raises_late",
+    "finishes_with_nothing",
+    "counts_in_words",
+    "does_not_finish",
+    "never_ends",
+)
+
+
+async def test_F44_a_plugin_that_misbehaves_while_it_is_read_is_told_all_the_same(
     tmp_path: Path, database_url: str, chaotic: str
 ) -> None:
     file = configured(tmp_path, database_url, chaotic, llm="deadline_seconds = 1")
     async with served(file, NAMED) as (_, api):
         ada = await api.account()
-        for name, (code, told) in STREAMS.items():
-            answer = await api.ask(ada, code)
-            problem = assert_problem(answer, *told)
-            assert problem["detail"] == problem["title"], name
-            assert int(answer.headers.get("retry-after", 1)) <= 60, name
-            stored = await api.get(f"/questions/{problem['question_id']}", ada)
-            assert stored.json()["status"] == "failed", name
-            assert stored.json()["error_code"] == told[1], name
-            assert KEY not in answer.text + stored.text, name
-        fine = "yield Delta('Still here.'); yield Finish('m', 'stop')"
-        assert (await api.ask(ada, fine)).json()["answer"] == "Still here."
+        for name, (code, (status, told)) in STREAMS.items():
+            answer = await read_along(api, ada, code)
+            if name in SAY_SOMETHING_FIRST:
+                events = events_of(answer)
+                assert [kind for kind, _ in events[:2]] == ["meta", "delta"], name
+                kind, problem = events[-1]
+                assert (kind, problem["status"]) == ("error", status), name
+            else:
+                problem = assert_problem(answer, status, told)
+            await assert_stored(api, ada, problem, told)
+        events = events_of(await read_along(api, ada, FINE))
+        assert (events[-1][0], events[-1][1]["answer"]) == ("done", "Still here.")
+
+
+async def read_along(api: Api, who: Account, content: str) -> httpx.Response:
+    """Ask for a stream and read it to its end."""
+    return await api.http.post(
+        "/questions/stream", json={"content": content}, headers=who.auth
+    )
+
+
+def events_of(answer: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
+    """The events of a stream by name, each with its data."""
+    assert answer.status_code == 200, answer.text
+    found = []
+    for event in answer.text.removesuffix("\n\n").split("\n\n"):
+        name, data = event.split("\n")
+        told = json.loads(data.removeprefix("data: "))
+        found.append((name.removeprefix("event: "), told))
+    return found
+
+
+async def test_F44_a_plugin_that_blocks_delays_everybody_and_harms_nobody(
+    tmp_path: Path,
+    folder: Path,
+    databases: Databases,
+    database_kind: str,
+    chaotic: str,
+) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    blocks = f"open({str(pipe)!r}).read(); {FINE}"
+    file = configured(tmp_path, await databases.migrated(database_kind), chaotic)
+    environ = NAMED | {"PYTHONPATH": str(folder)}
+    with serving("--config", file, env=environ) as child:
+        api = Api(child.url)
+        ada, eve = await api.account(), await api.account()
+        asking = [asyncio.create_task(api.ask(ada, blocks))]
+        # It opens when the plugin opens its end, to wait there with the whole loop.
+        release = await asyncio.to_thread(open, pipe, "wb")
+        with release:
+            asking.append(asyncio.create_task(api.ask(eve, FINE)))
+            assert not (await asyncio.wait(asking, timeout=0.2))[0]
+        for answer in await asyncio.gather(*asking):
+            assert answer.status_code == 201, answer.text
+            assert answer.json()["answer"] == "Still here."
+        assert child.process.poll() is None
+        await api.close()
 
 
 async def test_what_a_plugin_says_of_its_answer_is_made_to_fit(
