@@ -41,42 +41,51 @@ class EventReader:
                     yield event
                 continue
             field, _, value = line.partition(b":")
-            value = value.removeprefix(b" ")
             if field == b"data":
-                self._append(value)
+                self._append(value.removeprefix(b" "))
             elif field == b"event":
-                self._name = value.decode("utf-8", "replace")
+                self._name = value.removeprefix(b" ").decode("utf-8", "replace")
 
     def _lines(self, part: bytes) -> Iterator[bytes]:
-        if self._ended_by_cr and part:
-            # The second half of a CR LF that was cut in two.
+        if not part:
+            return
+        if self._ended_by_cr:
+            # It may be the second half of a CR LF that was cut in two.
             part = part.removeprefix(b"\n")
-            self._ended_by_cr = False
-        for line in part.splitlines(keepends=True):
-            text = line.rstrip(b"\r\n")
-            self._rest += text
-            if len(self._rest) > LONGEST_LINE:
-                raise ProviderBadResponse
-            if len(text) == len(line):
-                break
-            self._ended_by_cr = line.endswith(b"\r")
-            whole = bytes(self._rest)
+        self._ended_by_cr = part.endswith(b"\r")
+        lines = part.splitlines()
+        cut = b"" if part.endswith((b"\r", b"\n")) or not lines else lines.pop()
+        for line in lines:
+            yield self._whole(line)
+        self._rest += cut
+        _check_size(len(self._rest))
+
+    def _whole(self, line: bytes) -> bytes:
+        """The line, with the beginning that came earlier."""
+        if self._rest:
+            self._rest += line
+            line = bytes(self._rest)
             self._rest.clear()
-            if self._is_first:
-                whole = whole.removeprefix(_BYTE_ORDER_MARK)
-                self._is_first = False
-            yield whole
+        _check_size(len(line))
+        if self._is_first:
+            self._is_first = False
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        return line
 
     def _append(self, value: bytes) -> None:
         self._size += len(value) + 1
-        if self._size > LONGEST_LINE:
-            raise ProviderBadResponse
+        _check_size(self._size)
         self._data.append(value.decode("utf-8", "replace"))
 
     def _dispatch(self) -> Event | None:
         event = Event(self._name, "\n".join(self._data)) if self._data else None
         self._name, self._data, self._size = "", [], 0
         return event
+
+
+def _check_size(size: int) -> None:
+    if size > LONGEST_LINE:
+        raise ProviderBadResponse
 
 
 async def events_of(parts: AsyncIterable[bytes]) -> AsyncGenerator[Event, None]:
