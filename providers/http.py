@@ -276,9 +276,10 @@ def _check_status(response: aiohttp.ClientResponse) -> None:
         return
     otherwise = ProviderFailed if status >= 400 else ProviderBadResponse
     error = _BY_STATUS.get(status, otherwise)()
-    if status in (429, 503):
+    if isinstance(error, (ProviderRateLimited, ProviderOverloaded)):
         wait = _retry_after(response.headers.get("Retry-After", ""))
-        error.retry_after_seconds = wait
+        if wait is not None:
+            error.retry_after_seconds = wait
     error.upstream_status = status
     raise error
 

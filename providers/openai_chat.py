@@ -44,7 +44,7 @@ from providers.public import (
 from providers.sse import Event, events_of
 
 _DONE = "[DONE]"
-# How long the usage and the end of the body may come after the end of the answer.
+# How long after the end of the answer its usage and the end of the body may come.
 _TAIL_SECONDS = 1.0
 _AUTHORIZATION = "Authorization"
 _OUR_KEYS = {"messages", "model", "stream", "stream_options"}
@@ -129,16 +129,18 @@ def chat_payload(request: ChatRequest, model: str) -> dict[str, Any]:
     return payload
 
 
-async def read_answer(
+def read_answer(
     response: aiohttp.ClientResponse, model: str
 ) -> AsyncGenerator[Delta | Finish, None]:
     """Read a chat completion, streamed or whole; `model` if it does not name one."""
-    if response.content_type == EVENT_STREAM:
-        async with aclosing(_read_stream(response, model)) as events:
-            async for event in events:
-                yield event
-        return
-    # Also what a backend that cannot stream answers to being asked for a stream.
+    # Not every backend does as it is asked: what came decides, not what was asked for.
+    is_stream = response.content_type == EVENT_STREAM
+    return (_read_stream if is_stream else _read_whole)(response, model)
+
+
+async def _read_whole(
+    response: aiohttp.ClientResponse, model: str
+) -> AsyncGenerator[Delta | Finish, None]:
     completion = _completion(await read_json(response))
     choice = completion.choices[0]
     yield Delta(choice.message.content)
@@ -159,19 +161,25 @@ async def _read_stream(
         if not ending.is_reached:
             # A clean end of the body is no end of the answer.
             raise ProviderStreamBroken
-        await _read_tail(events, ending)
+        # Some backends name a reason in every chunk: then it was not the end after all.
+        while (delta := await _read_tail(events, ending)) is not None:
+            yield delta
     yield Finish(ending.model, _reason(ending.reason), ending.usage)
 
 
-async def _read_tail(events: AsyncIterator[Event], ending: "_Ending") -> None:
+async def _read_tail(events: AsyncIterator[Event], ending: "_Ending") -> Delta | None:
     """Read on for the usage, and to the end of the body, or it cannot be kept open.
 
-    The answer is complete: nothing that goes wrong here can spoil it.
+    The answer is complete: nothing that goes wrong here can spoil it. Returns what
+    there is of it nevertheless.
     """
     with contextlib.suppress(TimeoutError, aiohttp.ClientError, ProviderError):
         async with asyncio.timeout(_TAIL_SECONDS):
             async for event in events:
-                ending.read(event)
+                delta = ending.read(event)
+                if delta is not None and delta.text:
+                    return delta
+    return None
 
 
 class _Ending:

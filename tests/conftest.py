@@ -223,7 +223,9 @@ def output_holds_no_secret(
 
 async def assert_no_secret_in(service: Running) -> None:
     async with Api(service.url).http as client:
-        assert_no_canary((await client.get("/openapi.json")).text)
+        document = await client.get("/openapi.json")
+        assert document.status_code == 200, document.text
+        assert_no_canary(document.text)
     async with service.service(Database).reading() as session:
         for table in ("users", "auth_credentials", "auth_sessions", "questions"):
             rows = (await session.execute(text(f"SELECT * FROM {table}"))).all()

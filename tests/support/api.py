@@ -1,6 +1,9 @@
 """The API as a client sees it, with a few words for what every test does."""
 
+import json
 import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +26,53 @@ class Account:
     @property
     def auth(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"}
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """One event of POST /questions/stream."""
+
+    name: str
+    data: Any
+
+
+class Reading:
+    """A response of POST /questions/stream: its status at once, its events as told."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self._events = self._read()
+
+    async def next(self) -> StreamEvent:
+        """The next event, signs of life passed over."""
+        return await anext(self._events)
+
+    async def rest(self) -> list[StreamEvent]:
+        """All events that are still to come."""
+        return [event async for event in self._events]
+
+    async def refusal(self) -> httpx.Response:
+        """The whole response, of a stream that did not begin."""
+        await self.response.aread()
+        return self.response
+
+    async def _read(self) -> AsyncGenerator[StreamEvent, None]:
+        assert self.response.status_code == 200, (await self.refusal()).text
+        kind = self.response.headers["content-type"]
+        assert kind == "text/event-stream; charset=utf-8"
+        rest = ""
+        async for text in self.response.aiter_text():
+            *blocks, rest = (rest + text).split("\n\n")
+            for block in blocks:
+                if not block.startswith(":"):
+                    yield _stream_event(block)
+        assert rest == ""
+
+
+def _stream_event(block: str) -> StreamEvent:
+    name, data = block.split("\n")
+    assert name.startswith("event: ") and data.startswith("data: ")
+    return StreamEvent(name.removeprefix("event: "), json.loads(data[6:]))
 
 
 class Api:
@@ -68,6 +118,19 @@ class Api:
         return await self.http.post(
             "/questions", json={"content": content}, headers=who.auth
         )
+
+    @asynccontextmanager
+    async def reading(self, who: Account, content: str) -> AsyncIterator[Reading]:
+        """Ask, and read the answer as it comes; hang up when the block is left."""
+        async with self.http.stream(
+            "POST", "/questions/stream", json={"content": content}, headers=who.auth
+        ) as response:
+            yield Reading(response)
+
+    async def read(self, who: Account, content: str) -> list[StreamEvent]:
+        """Ask, and read the answer to its end."""
+        async with self.reading(who, content) as reading:
+            return await reading.rest()
 
     async def get(self, path: str, who: Account | None = None, **query: Any) -> Any:
         headers = who.auth if who else {}

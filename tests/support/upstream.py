@@ -4,6 +4,7 @@ It is a raw socket, because an HTTP library would not let it misbehave.
 """
 
 import asyncio
+import json
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,13 +14,21 @@ from providers.fake import Behaviour, FakeBackend, Received, Wire
 from providers.testing import KEY
 
 __all__ = [
+    "DONE",
     "KEY",
+    "STREAM_HEAD",
     "Behaviour",
     "Received",
     "Upstream",
     "Wire",
     "answers",
+    "chunk",
     "completion",
+    "deltas",
+    "ending",
+    "event",
+    "framed",
+    "streams",
     "upstream_of_its_own",
 ]
 
@@ -47,6 +56,61 @@ def completion(
 async def answers(wire: Wire, received: Received) -> None:
     """The well-behaved model: its answer names the question."""
     await wire.respond(completion(f"Answer to: {received.question}"))
+
+
+STREAM_HEAD = (
+    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+    "Transfer-Encoding: chunked\r\n\r\n"
+)
+DONE = b"data: [DONE]\n\n"
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return f"data: {json.dumps(data)}\n\n".encode()
+
+
+def chunk(
+    text: str | None = None, *, reason: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """One chunk of a streamed chat completion; `more` goes into its delta."""
+    delta = more if text is None else {"content": text, **more}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1_700_000_000,
+        "model": "fake-1",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
+    }
+
+
+def deltas(*texts: str) -> list[bytes]:
+    """Events with these pieces of an answer."""
+    return [event(chunk(text)) for text in texts]
+
+
+def ending(reason: str = "stop", usage: Any = None) -> list[bytes]:
+    """The well-formed end of a stream: its reason, the usage if any, and the mark."""
+    counted = [event(chunk() | {"choices": [], "usage": usage})] if usage else []
+    return [event(chunk(reason=reason)), *counted, DONE]
+
+
+def framed(data: bytes) -> bytes:
+    """One chunk of a chunked body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def streams(*events: bytes, is_cut: bool = False) -> Behaviour:
+    """A body of these events, and its end; if it is cut, the connection's instead."""
+
+    async def behave(wire: Wire, received: Received) -> None:
+        await wire.send(STREAM_HEAD, *map(framed, events))
+        if is_cut:
+            wire.writer.close()
+        else:
+            await wire.send("0\r\n\r\n")
+
+    return behave
 
 
 class Upstream(FakeBackend):
