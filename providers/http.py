@@ -110,6 +110,8 @@ def _address(text: str) -> SplitResult | None:
 
     The parser's own words repeat what they are about, a password perhaps.
     """
+    if " " in text or not text.isprintable():
+        return None  # this parser would pass over it in silence, and others not
     try:
         parts = urlsplit(text)
         has_place = parts.hostname and parts.port != 0
@@ -167,9 +169,11 @@ class Endpoint:
         self, method: str, path: str, *, headers: dict[str, str], **body: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         with translated():
-            async with await self._send(
-                method, self._root + path, headers, **body
-            ) as response:
+            try:
+                sent = await self._send(method, self._root + path, headers, **body)
+            except (aiohttp.InvalidURL, UnicodeError):  # a host that is no name at all
+                raise ProviderMisconfigured from None
+            async with sent as response:
                 _check_status(response)
                 yield response
 
@@ -218,9 +222,16 @@ def _trust(options: HttpOptions) -> ssl.SSLContext:
     return trust
 
 
+def _proxy(options: HttpOptions) -> SplitResult | None:
+    """The proxy's address; its scheme is in small letters however it was written."""
+    return _address(options.proxy.get_secret_value()) if options.proxy else None
+
+
 def _http_proxy(options: HttpOptions) -> str | None:
-    proxy = options.proxy.get_secret_value() if options.proxy else ""
-    return proxy if proxy.startswith("http") else None
+    proxy = _proxy(options)
+    if proxy is None or proxy.scheme not in ("http", "https"):
+        return None
+    return proxy.geturl()
 
 
 def _connector(options: HttpOptions, trust: ssl.SSLContext) -> aiohttp.TCPConnector:
@@ -229,12 +240,11 @@ def _connector(options: HttpOptions, trust: ssl.SSLContext) -> aiohttp.TCPConnec
         "keepalive_timeout": 15,
         "ssl": trust,
     }
-    proxy = options.proxy.get_secret_value() if options.proxy else ""
-    if proxy.startswith("socks"):
+    proxy = _proxy(options)
+    if proxy is not None and proxy.scheme in ("socks5", "socks5h"):
         # socks5h leaves the look-up of names to the proxy.
-        plain = proxy.replace("socks5h://", "socks5://", 1)
-        by_proxy = proxy.startswith("socks5h:")
-        return ProxyConnector.from_url(plain, rdns=by_proxy, **shared)
+        plain, by_proxy = proxy._replace(scheme="socks5"), proxy.scheme == "socks5h"
+        return ProxyConnector.from_url(plain.geturl(), rdns=by_proxy, **shared)
     return aiohttp.TCPConnector(**shared)
 
 
@@ -362,8 +372,6 @@ def _in_our_words() -> Iterator[None]:
         raise ProviderStreamBroken from None
     except aiohttp.ClientResponseError:
         raise ProviderBadResponse from None
-    except ValueError:  # a host that is no name at all: InvalidURL, UnicodeError
-        raise ProviderMisconfigured from None
     except (aiohttp.ClientError, OSError, ProxyError, ProxyConnectionError) as exc:
         # Through a SOCKS proxy a bad certificate is known by its cause alone.
         is_tls = isinstance(exc.__cause__, ssl.SSLError)

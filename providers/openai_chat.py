@@ -5,6 +5,7 @@ API reference: https://platform.openai.com/docs/api-reference/chat/create
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Annotated, Any, TypeVar
@@ -73,6 +74,10 @@ class OpenAIOptions(HttpOptions):
             raise ValueError("auth_header must be a header's name that may be set")
         if ours := _OUR_KEYS & self.body.keys():
             raise ValueError(f"body must not set {', '.join(sorted(ours))}")
+        try:
+            json.dumps(self.body, allow_nan=False)
+        except (TypeError, ValueError):  # TOML has dates, infinity and nan
+            raise ValueError("body must hold what JSON can") from None
         return self
 
     def authorization(self) -> dict[str, str]:
@@ -292,12 +297,21 @@ def _usage(said: Any) -> Usage:
         return Usage()
 
 
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+
 def read_models(listed: Any) -> tuple[str, ...]:
     """The names in a list of models. Raises ProviderBadResponse."""
     try:
-        return tuple(str(model["id"]) for model in listed["data"])
-    except (KeyError, TypeError):
+        found = _Models.model_validate(listed, strict=True)
+    except ValidationError:
         raise ProviderBadResponse from None
+    return tuple(model.id for model in found.data)
 
 
 @asynccontextmanager

@@ -1,9 +1,12 @@
 """What `[llm]` and `[providers.NAME]` say is what the model's server gets."""
 
 import asyncio
+import ssl
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 
 from core.errors import StartRefused
@@ -13,7 +16,7 @@ from tests.support.api import assert_problem
 from tests.support.certificates import Authority
 from tests.support.config import write_config
 from tests.support.proxy import proxy
-from tests.support.upstream import KEY, Upstream, upstream_of_its_own
+from tests.support.upstream import KEY, Received, Upstream, upstream_of_its_own
 
 SECRET = "canary-of-an-option-93b1"
 
@@ -102,14 +105,14 @@ BAD_OPTIONS: dict[str, tuple[str, str]] = {
     "a_proxy_without_port": (f'proxy = "socks5://u:{SECRET}@p"', "proxy must be"),
     "a_proxy_that_is_none": (f'proxy = "http://[{SECRET}"', "proxy must be"),
     "a_proxy_of_odd_letters": (f'proxy = "http://u:{SECRET}@\u2100"', "proxy must be"),
-    "an_empty_key": ('api_key = ""', "api_key and headers must be printable ASCII"),
+    "an_empty_key": ('api_key = ""', "keys and headers must be printable ASCII"),
     "a_key_of_two_lines": (
         f'api_key = "{SECRET}\\r\\nX: y"',
-        "api_key and headers must be printable ASCII",
+        "keys and headers must be printable ASCII",
     ),
     "a_header_of_two_lines": (
         f'headers = {{ X-A = "{SECRET}\\n" }}',
-        "api_key and headers must be printable ASCII",
+        "keys and headers must be printable ASCII",
     ),
     "a_header_that_is_no_name": (
         f'headers = {{ "X: {SECRET}" = "1" }}',
@@ -118,6 +121,39 @@ BAD_OPTIONS: dict[str, tuple[str, str]] = {
     "a_header_of_framing": (
         'headers = { Content-Length = "5" }',
         "headers must have names that may be set",
+    ),
+    "a_query_of_two_lines": (
+        f'query = {{ key = "{SECRET}\\n" }}',
+        "keys and headers must be printable ASCII",
+    ),
+    "a_secret_query_in_clear": (
+        f'base_url = "http://model.example/v1"\nquery = {{ key = "{SECRET}" }}',
+        "base_url must be https:// where a key is sent",
+    ),
+    "a_space_before_the_url": ('base_url = " https://a.example"', "base_url must be"),
+    "a_space_before_the_proxy": (f'proxy = " http://u:{SECRET}@p:1"', "proxy must be"),
+    "an_auth_header_that_is_no_name": (
+        'auth_header = "X Key"',
+        "auth_header must be a header's name that may be set",
+    ),
+    "an_auth_header_of_framing": (
+        'auth_header = "Transfer-Encoding"',
+        "auth_header must be a header's name that may be set",
+    ),
+    "a_scheme_of_two_words": ('auth_scheme = "Api Key"', "auth_scheme"),
+    "a_body_with_other_messages": ("body = { messages = [] }", "must not set messages"),
+    "a_body_of_another_way": (
+        "body = { stream = false, model = 'x', stream_options = {}, top_p = 1 }",
+        "body must not set model, stream, stream_options",
+    ),
+    "a_body_with_a_date": (
+        "body = { metadata = { day = 2026-01-02 } }",
+        "body must hold what JSON can",
+    ),
+    "a_body_without_end": ("body = { top_p = inf }", "body must hold what JSON can"),
+    "a_ca_file_that_is_missing": (
+        f'ca_file = "/{SECRET}/ca.pem"',
+        "ca_file does not exist",
     ),
     "F45_a_negative_time": ("connect_seconds = -1", "connect_seconds"),
     "F45_no_time": ("first_token_seconds = 0", "first_token_seconds"),
@@ -136,6 +172,170 @@ def test_a_bad_option_refuses_the_start(tmp_path: Path, lines: str, told: str) -
     assert "[providers.bad]" in line
     assert told in line
     assert SECRET not in line
+
+
+async def received_with(
+    folder: Path,
+    database_url: str,
+    upstream: Upstream,
+    options: str,
+    *,
+    streamed: bool = False,
+) -> Received:
+    """What arrives when a question is asked with these options."""
+    file = write_config(
+        folder / "app.toml", database_url, upstream.base_url, providers__main=options
+    )
+    upstream.requests.clear()
+    async with served(file) as (_, api):
+        ada = await api.account()
+        if streamed:
+            assert (await api.read(ada, "What arrives?"))[-1].name == "done"
+        else:
+            assert (await api.ask(ada, "What arrives?")).status_code == 201
+    (received,) = upstream.requests
+    return received
+
+
+AUTHS: dict[str, tuple[str, str, str]] = {
+    "a_header_of_its_own": ('auth_header = "api-key"', "api-key", KEY),
+    "and_a_scheme": (
+        'auth_header = "X-Auth"\nauth_scheme = "Token"',
+        "x-auth",
+        f"Token {KEY}",
+    ),
+    "another_scheme": ('auth_scheme = "Api-Key"', "authorization", f"Api-Key {KEY}"),
+    "the_usual_one": (
+        'auth_header = "AUTHORIZATION"',
+        "authorization",
+        f"Bearer {KEY}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "name", "value"), AUTHS.values(), ids=AUTHS.keys())
+async def test_the_key_goes_where_it_is_wanted_and_nowhere_else(
+    tmp_path: Path,
+    database_url: str,
+    upstream: Upstream,
+    options: str,
+    name: str,
+    value: str,
+) -> None:
+    received = await received_with(tmp_path, database_url, upstream, options)
+    assert received.header(name) == value
+    assert received.head.count(KEY) == 1
+
+
+async def test_query_parameters_are_sent_with_every_request(
+    tmp_path: Path, database_url: str, upstream: Upstream
+) -> None:
+    options = f'query = {{ api-version = "v1", key = "{SECRET} &=#/" }}'
+    received = await received_with(tmp_path, database_url, upstream, options)
+    line, _, _ = received.head.partition("\r\n")
+    target = urlsplit(line.split(" ")[1])
+    assert target.path == "/v1/chat/completions"
+    sent = parse_qs(target.query, strict_parsing=True)
+    assert sent == {"api-version": ["v1"], "key": [f"{SECRET} &=#/"]}
+
+
+async def test_body_parameters_are_added_to_every_question(
+    tmp_path: Path, database_url: str, upstream: Upstream
+) -> None:
+    options = "body = { top_p = 0.5, reasoning = { effort = 'low' }, stop = ['.'] }"
+    received = await received_with(tmp_path, database_url, upstream, options)
+    assert received.json == {
+        "model": "fake",
+        "messages": [{"role": "user", "content": "What arrives?"}],
+        "top_p": 0.5,
+        "reasoning": {"effort": "low"},
+        "stop": ["."],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ("", {"stream": True, "stream_options": {"include_usage": True}}),
+        ("stream_options = false", {"stream": True}),
+    ],
+    ids=["as_it_stands", "switched_off"],
+)
+async def test_usage_is_asked_for_unless_that_is_switched_off(
+    tmp_path: Path,
+    database_url: str,
+    upstream: Upstream,
+    options: str,
+    sent: dict[str, Any],
+) -> None:
+    received = await received_with(
+        tmp_path, database_url, upstream, options, streamed=True
+    )
+    asked = {"model", "messages"}
+    assert {k: v for k, v in received.json.items() if k not in asked} == sent
+
+
+def authorities(folder: Path) -> tuple[Authority, Authority]:
+    (folder / "system").mkdir()
+    (folder / "private").mkdir()
+    return Authority(folder / "system"), Authority(folder / "private")
+
+
+async def ask_over_tls(
+    folder: Path, database_url: str, options: str, tls: ssl.SSLContext
+) -> httpx.Response:
+    async with upstream_of_its_own(tls) as upstream:
+        file = write_config(
+            folder / "app.toml",
+            database_url,
+            upstream.base_url,
+            providers__main=options,
+        )
+        async with served(file) as (_, api):
+            return await api.ask(await api.account(), "Who are you?")
+
+
+async def test_a_ca_file_is_trusted_besides_the_system(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, private = authorities(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(system.file))
+    ca_file = f'ca_file = "{private.file}"'
+    for authority, options, status in (
+        (private, ca_file, 201),
+        (system, ca_file, 201),
+        (private, "", 502),
+    ):
+        tls = authority.issue("IP:127.0.0.1")
+        answer = await ask_over_tls(tmp_path, database_url, options, tls)
+        assert answer.status_code == status, answer.text
+    assert_problem(answer, 502, "provider_tls")
+
+
+async def test_a_ca_file_does_not_excuse_another_name(
+    tmp_path: Path, database_url: str
+) -> None:
+    _, private = authorities(tmp_path)
+    options = f'ca_file = "{private.file}"'
+    tls = private.issue("DNS:model.example")
+    answer = await ask_over_tls(tmp_path, database_url, options, tls)
+    assert_problem(answer, 502, "provider_tls")
+
+
+@pytest.mark.parametrize("content", ["", f"{SECRET}\n", "-----BEGIN CERTIFICATE-----"])
+async def test_a_ca_file_without_certificates_refuses_the_start(
+    tmp_path: Path, database_url: str, content: str
+) -> None:
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_text(content)
+    file = write_config(
+        tmp_path / "app.toml", database_url, providers__main=f'ca_file = "{ca_file}"'
+    )
+    with pytest.raises(StartRefused) as refused:
+        async with served(file):
+            raise AssertionError("it started")
+    said = "provider 'main': ca_file holds no certificates in PEM"
+    assert str(refused.value) == said
 
 
 def test_a_name_that_cannot_be_stored_refuses_the_start(tmp_path: Path) -> None:
@@ -158,11 +358,12 @@ async def ask_far(file: Path, status: int = 201) -> Any:
         return answer
 
 
+@pytest.mark.parametrize("scheme", ["http", "HTTP"])
 async def test_an_http_proxy_is_really_used(
-    tmp_path: Path, database_url: str, upstream: Upstream
+    tmp_path: Path, database_url: str, upstream: Upstream, scheme: str
 ) -> None:
     async with proxy(upstream.port, socks=False) as found:
-        url = f"http://user:{SECRET}@127.0.0.1:{found.port}"
+        url = f"{scheme}://user:{SECRET}@127.0.0.1:{found.port}"
         await ask_far(proxied(tmp_path, database_url, "http://model.invalid/v1", url))
     assert found.targets == ["POST http://model.invalid/v1/chat/completions"]
     assert found.credentials == [f"user:{SECRET}"]
@@ -173,6 +374,7 @@ async def test_an_http_proxy_is_really_used(
     [
         ("socks5h", "model.invalid", "model.invalid"),
         ("socks5", "localhost", "127.0.0.1"),
+        ("SOCKS5H", "model.invalid", "model.invalid"),
     ],
 )
 async def test_a_socks_proxy_is_really_used(
