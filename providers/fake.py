@@ -126,9 +126,11 @@ class FakeBackend:
     def url(self) -> str:
         return f"{self._scheme}://127.0.0.1:{self.port}"
 
-    async def start(self, tls: ssl.SSLContext | None = None) -> None:
+    async def start(self, tls: ssl.SSLContext | None = None, *, port: int = 0) -> None:
         self._scheme = "https" if tls else "http"
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=tls)
+        self._server = await asyncio.start_server(
+            self._accept, "127.0.0.1", port, ssl=tls
+        )
 
     async def stop(self) -> None:
         assert self._server is not None

@@ -1,0 +1,311 @@
+"""A question whose answer is read as it comes: what a reader sees, and what is kept."""
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from core.db import Database
+from core.testing import Running
+from providers.failover import FailoverChat
+from tests.conftest import Databases, served
+from tests.support.api import Account, Api, assert_problem
+from tests.support.config import write_config
+from tests.support.upstream import (
+    STREAM_HEAD,
+    Received,
+    Upstream,
+    Wire,
+    deltas,
+    ending,
+    framed,
+    streams,
+)
+
+
+class Told:
+    """A model that says one word each time it is told to."""
+
+    def __init__(self) -> None:
+        self._words: asyncio.Queue[str | None] = asyncio.Queue()
+        self.was_left = asyncio.Event()
+
+    def says(self, *words: str) -> None:
+        for word in words:
+            self._words.put_nowait(word)
+
+    def ends(self) -> None:
+        self._words.put_nowait(None)
+
+    async def __call__(self, wire: Wire, received: Received) -> None:
+        left = asyncio.create_task(self._watch(wire))
+        try:
+            await wire.send(STREAM_HEAD)
+            while (word := await self._words.get()) is not None:
+                await wire.send(*map(framed, deltas(word)))
+            await wire.send(*map(framed, ending()), "0\r\n\r\n")
+        finally:
+            left.cancel()
+
+    async def _watch(self, wire: Wire) -> None:
+        await wire.closed_by_client()
+        self.was_left.set()
+
+
+async def settled(api: Api, who: Account) -> dict[str, Any]:
+    """The newest question, once it is pending no more."""
+    async with asyncio.timeout(5):
+        while (question := (await api.newest(who))[0])["status"] == "pending":
+            await asyncio.sleep(0.01)
+    return question
+
+
+async def test_an_answer_is_read_word_by_word_and_stored_once(
+    api: Api, ada: Account, upstream: Upstream
+) -> None:
+    model = Told()
+    async with upstream.behaving(model):
+        model.says("Paris")
+        async with api.reading(ada, "Which city?") as reading:
+            assert reading.response.headers["cache-control"] == "no-store"
+            assert reading.response.headers["x-accel-buffering"] == "no"
+            meta = await reading.next()
+            first = await reading.next()
+            # The first word is here, and the second not yet said.
+            (pending,) = await api.newest(ada)
+            assert (pending["status"], pending["answer"]) == ("pending", None)
+            model.says(', "of course"\n', "\u2028\u00e9")
+            model.ends()
+            *pieces, done = await reading.rest()
+    assert (meta.name, meta.data) == ("meta", {"id": pending["id"]})
+    assert (first.name, first.data) == ("delta", {"text": "Paris"})
+    assert {piece.name for piece in pieces} == {"delta"}
+    told = "".join(piece.data["text"] for piece in (first, *pieces))
+    assert told == 'Paris, "of course"\n\u2028\u00e9'
+    assert done.name == "done"
+    assert done.data == (await api.get(f"/questions/{pending['id']}", ada)).json()
+    assert (done.data["status"], done.data["answer"]) == ("answered", told)
+    assert [a["outcome"] for a in done.data["attempts"]] == ["answered"]
+    assert upstream.requests[-1].json["stream"] is True
+
+
+async def test_a_question_that_is_not_valid_is_an_ordinary_problem(
+    api: Api, ada: Account
+) -> None:
+    for content, code in (("  ", "blank"), ("x" * 4_001, "too_long")):
+        body = {"content": content}
+        answer = await api.http.post("/questions/stream", json=body, headers=ada.auth)
+        problem = assert_problem(answer, 422, "validation_failed")
+        assert problem["errors"][0]["code"] == code
+    answer = await api.http.post("/questions/stream", json={"content": "Who am I?"})
+    assert_problem(answer, 401, "token_missing")
+    assert await api.newest(ada) == []
+
+
+@pytest.fixture
+async def impatient(
+    tmp_path: Path, databases: Databases, database_kind: str, upstream: Upstream
+) -> Any:
+    """A service that commits itself at once, and breaks silences soon."""
+    file = write_config(
+        tmp_path / "app.toml",
+        await databases.migrated(database_kind),
+        upstream.base_url,
+        questions="stream_commit_seconds = 0\nstream_silence_seconds = 0.05",
+    )
+    async with served(file) as (_, api):
+        yield api
+
+
+async def test_a_silence_is_broken_by_comments(
+    impatient: Api, upstream: Upstream
+) -> None:
+    ada, model = await impatient.account(), Told()
+    request = impatient.http.stream(
+        "POST", "/questions/stream", json={"content": "Long?"}, headers=ada.auth
+    )
+    async with upstream.behaving(model), request as response:
+        lines = response.aiter_lines()
+        seen = [await anext(lines) for _ in range(9)]
+        model.says("At last.")
+        model.ends()
+        rest = [line async for line in lines]
+    question = (await impatient.newest(ada))[0]
+    data = json.dumps({"id": question["id"]})
+    assert seen[:3] == ["event: meta", f"data: {data}", ""]
+    assert seen[3:] == [": still thinking", ""] * 3
+    assert rest[-3] == "event: done"
+
+
+async def test_once_committed_a_failure_is_an_event(
+    impatient: Api, upstream: Upstream
+) -> None:
+    """What would have been the status is told in the problem."""
+    ada = await impatient.account()
+    refused = asyncio.Event()
+
+    async def refuse_later(wire: Wire, received: Received) -> None:
+        await refused.wait()
+        await wire.respond(status="401 Unauthorized")
+
+    reads = impatient.reading(ada, "May I?")
+    async with upstream.behaving(refuse_later), reads as reading:
+        meta = await reading.next()
+        refused.set()
+        (error,) = await reading.rest()
+    assert error.name == "error"
+    assert (error.data["status"], error.data["code"]) == (502, "provider_auth")
+    assert error.data["question_id"] == meta.data["id"]
+    assert error.data["request_id"] == reading.response.headers["x-request-id"]
+    assert (await settled(impatient, ada))["error_code"] == "provider_auth"
+
+
+@pytest.mark.parametrize("said", [[], ["Half an ", "answer"]], ids=["before", "mid"])
+async def test_U36_a_reader_who_hangs_up_ends_the_call_and_keeps_what_came(
+    api: Api, ada: Account, upstream: Upstream, service: Running, said: list[str]
+) -> None:
+    model = Told()
+    async with upstream.behaving(model):
+        if said:
+            model.says(*said)
+            async with api.reading(ada, "Going?") as reading:
+                told = ""
+                while told != "".join(said):
+                    event = await reading.next()
+                    told += event.data.get("text", "")
+        else:
+            asking = asyncio.create_task(api.read(ada, "Going?"))
+            await upstream.asked()
+            asking.cancel()
+        async with asyncio.timeout(1):
+            await model.was_left.wait()
+        question = await settled(api, ada)
+    assert (question["status"], question["error_code"]) == (
+        "interrupted",
+        "client_gone",
+    )
+    assert question["answer"] == ("".join(said) or None)
+    assert [a["outcome"] for a in question["attempts"]] == ["cancelled"]
+    backends = service.service(FailoverChat).backends
+    assert [backend.bulkhead.in_flight for backend in backends] == [0]
+
+
+async def test_U37_a_reader_who_does_not_read_slows_the_model_down(
+    tmp_path: Path, databases: Databases, database_kind: str, upstream: Upstream
+) -> None:
+    """Nothing piles up here, and the deadline still ends it."""
+    file = write_config(
+        tmp_path / "app.toml",
+        await databases.migrated(database_kind),
+        upstream.base_url,
+        llm="deadline_seconds = 2\nlongest_answer_bytes = 1048576",
+    )
+
+    async def say_much(wire: Wire, received: Received) -> None:
+        await wire.send(STREAM_HEAD)
+        for _ in range(1_000):
+            # Six bytes a character on the wire: more than the sockets can hold.
+            await wire.send(*map(framed, deltas("\x01" * 1_000)))
+
+    async with served(file) as (found, api), upstream.behaving(say_much):
+        ada = await api.account()
+        writer = await start_by_hand(api, ada)
+        question = await settled(api, ada)
+        # What fits into the socket, and a long way from all there was to read.
+        assert 0 < len(question["answer"]) < 900_000
+        assert (question["status"], question["error_code"]) == (
+            "interrupted",
+            "client_gone",
+        )
+        (backend,) = found.service(FailoverChat).backends
+        assert (backend.bulkhead.in_flight, backend.last_error) == (0, None)
+        writer.transport.abort()
+
+
+async def start_by_hand(api: Api, who: Account) -> asyncio.StreamWriter:
+    """Ask over a socket of little room that nobody reads from."""
+    bare = socket.socket()
+    bare.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    bare.setblocking(False)
+    host, port = api.http.base_url.host, api.http.base_url.port
+    await asyncio.get_running_loop().sock_connect(bare, (host, port))
+    _, writer = await asyncio.open_connection(sock=bare, limit=1_024)
+    body = b'{"content": "Tell me everything."}'
+    head = (
+        f"POST /questions/stream HTTP/1.1\r\nHost: {host}\r\n"
+        f"Content-Length: {len(body)}\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {who.token}\r\n\r\n"
+    )
+    writer.write(head.encode() + body)
+    return writer
+
+
+async def test_F34_a_stream_whose_owner_left_ends_with_that(
+    api: Api, ada: Account, upstream: Upstream
+) -> None:
+    model = Told()
+    async with upstream.behaving(model):
+        model.says("Half an ")
+        async with api.reading(ada, "Why?") as reading:
+            await reading.next()
+            gone = await api.http.delete("/users/me", headers=ada.auth)
+            assert gone.status_code == 204
+            model.ends()
+            *_, error = await reading.rest()
+    assert (error.name, error.data["code"]) == ("error", "question_withdrawn")
+    assert error.data["status"] == 410
+
+
+LOCKS = {
+    "sqlite": "SELECT 1",  # its BEGIN IMMEDIATE is enough
+    "postgresql": "LOCK TABLE questions IN ACCESS EXCLUSIVE MODE",
+}
+
+
+async def test_F18_a_stream_whose_answer_cannot_be_stored_is_not_done(
+    api: Api, ada: Account, upstream: Upstream, service: Running, database_kind: str
+) -> None:
+    own, model = Database(service.service(Database).settings), Told()
+    async with upstream.behaving(model):
+        model.says("Lost?")
+        async with api.reading(ada, "Is it kept?") as reading:
+            meta = await reading.next()
+            async with own.migrating() as connection:
+                await connection.execute(text(LOCKS[database_kind]))
+                model.ends()
+                *_, error = await reading.rest()
+                await connection.rollback()
+    await own.close()
+    assert (error.name, error.data["code"]) == ("error", "not_stored")
+    assert error.data["question_id"] == meta.data["id"]
+
+
+async def test_a_plain_question_is_not_streamed_from_the_model(
+    api: Api, ada: Account, upstream: Upstream
+) -> None:
+    upstream.requests.clear()
+    assert (await api.ask(ada, "All at once?")).status_code == 201
+    assert "stream" not in upstream.requests[-1].json
+
+
+async def test_thirty_readers_at_once_each_read_their_own_answer(
+    api: Api, upstream: Upstream
+) -> None:
+    async def name_the_question(wire: Wire, received: Received) -> None:
+        words = [f"{word} " for word in received.question.split()]
+        await streams(*deltas(*words), *ending())(wire, received)
+
+    people = [await api.account() for _ in range(30)]
+    async with upstream.behaving(name_the_question):
+        told = await asyncio.gather(
+            *(api.read(who, f"What does {who.username} want?") for who in people)
+        )
+    for who, events in zip(people, told, strict=True):
+        text_read = "".join(e.data["text"] for e in events if e.name == "delta")
+        assert text_read == f"What does {who.username} want? "
+        assert events[-1].data["user_id"] == who.id
+        assert await api.newest(who) == [events[-1].data]
