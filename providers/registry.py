@@ -4,7 +4,8 @@ Only what the plan reaches is loaded, checked and opened: third-party code runs 
 configuration names it, and a provider nobody uses does not need its key.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeGuard
 
@@ -29,6 +30,8 @@ class Configured:
     name: str
     type: ProviderType
     options: ProviderOptions
+    origin: str
+    """The plugin that brings its type, with its distribution and version."""
 
     @property
     def demonstrates(self) -> str | None:
@@ -53,7 +56,7 @@ def make_plan(settings: Settings) -> tuple[Plan, list[Finding]]:
     plan = Plan(is_auto=llm.provider == AUTO)
     findings: list[Finding] = []
     for name in llm.auto if plan.is_auto else (llm.provider,):
-        configured, wrong = _configure(
+        configured, wrong = _reach(
             settings, name, "auto" if plan.is_auto else "provider"
         )
         if configured is None and plan.is_auto and all(f.is_unset for f in wrong):
@@ -65,7 +68,7 @@ def make_plan(settings: Settings) -> tuple[Plan, list[Finding]]:
             findings += wrong
             plan.candidates += [configured] if configured else []
     for name in llm.fallback:
-        configured, wrong = _configure(settings, name, "fallback")
+        configured, wrong = _reach(settings, name, "fallback")
         findings += wrong
         plan.fallback += [configured] if configured else []
     if plan.is_auto and not plan.candidates and not findings:
@@ -80,9 +83,25 @@ def _may_demonstrate(settings: Settings, configured: Configured) -> bool:
     return allowed or configured.demonstrates is None
 
 
-def _configure(
+def unused(settings: Settings) -> Iterator[Finding]:
+    """What is wrong in any table; what only has no value yet is told as unset."""
+    llm, raw = settings.section(LlmSettings), settings.raw
+    if raw.set_by("llm", "auto"):
+        for name in llm.auto:
+            yield from (f for f in _reach(settings, name, AUTO)[1] if f.key == AUTO)
+    for name in settings.section(ProviderTables).root:
+        for found in configure(settings, name)[1]:
+            if found.is_unset:
+                problem = f"not usable yet: {found.problem}"
+                yield replace(found, table=f"providers.{name}", key="", problem=problem)
+            else:
+                yield found
+
+
+def _reach(
     settings: Settings, name: str, key: str
 ) -> tuple[Configured | None, list[Finding]]:
+    """Read the table that `key` of `[llm]` names."""
     raw, tables = settings.raw, settings.section(ProviderTables).root
     if name not in tables:
         origin, hint = raw.origin("llm", key), nearest(name, tables)
@@ -91,22 +110,28 @@ def _configure(
             return None, [Finding(origin, "llm", key, problem, hint, is_unset=True)]
         problem = "this names no table under [providers]"
         return None, [Finding(origin, "llm", key, problem, hint)]
+    return configure(settings, name)
+
+
+def configure(settings: Settings, name: str) -> tuple[Configured | None, list[Finding]]:
+    """Read one table; without findings it can be opened."""
+    raw, tables = settings.raw, settings.section(ProviderTables).root
     path = ("providers", name)
     if len(name) > _LONGEST_NAME or not name.isprintable():
         problem = f"must be at most {_LONGEST_NAME} printable characters"
         return None, [Finding(raw.origin(*path), "providers", "", problem)]
     try:
-        kind = _type_named(str(tables[name].get("type")))
+        plugin, kind = type_named(str(tables[name].get("type")))
     except StartRefused as exc:
         where = raw.origin(*path, "type")
         return None, [Finding(where, ".".join(path), "type", str(exc))]
     options, findings = read_table(raw, path, kind.options)
     if options is None:
         return None, findings
-    return Configured(name, kind, options), []
+    return Configured(name, kind, options, describe_origin(plugin)), []
 
 
-def _type_named(name: str) -> ProviderType:
+def type_named(name: str) -> tuple[EntryPoint, ProviderType]:
     """Find and load one type. Raises StartRefused when no plugin or two bring it."""
     installed = entry_points(group=GROUP)
     found = list(installed.select(name=name))
@@ -116,7 +141,7 @@ def _type_named(name: str) -> ProviderType:
     if len(found) > 1:
         origins = " and ".join(describe_origin(entry) for entry in found)
         raise StartRefused(f"two packages bring the same provider: {origins}")
-    return load_type(found[0])
+    return found[0], load_type(found[0])
 
 
 def load_type(entry: EntryPoint) -> ProviderType:

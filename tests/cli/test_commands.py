@@ -398,7 +398,13 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["accounts", "--help"], ["migrate", "--help"], []]
+    "arguments",
+    [
+        ["--help"],
+        ["accounts", "--help"],
+        ["migrate", "--help"],
+        [],
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run(
