@@ -57,6 +57,7 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
 MODULE = Module(
     name="providers",
     router="providers.router",
+    commands="providers.commands",
     sections={"llm": LlmSettings, "providers": ProviderTables},
     check=check,
     inspect=inspect,

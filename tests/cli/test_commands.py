@@ -403,6 +403,7 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
         ["--help"],
         ["accounts", "--help"],
         ["migrate", "--help"],
+        ["providers", "--help"],
         [],
     ],
 )
