@@ -231,6 +231,24 @@ def config_show(context: typer.Context) -> None:
         typer.echo(f"{key} = {value}  # {origin}")
 
 
+@config.command("schema")
+def config_schema(context: typer.Context) -> None:
+    """Print a JSON Schema of the configuration file, for editors.
+
+    Also with a file that is wrong, as long as it is TOML.
+    """
+    import json
+
+    from core.layers import read_layers
+    from core.schema import file_schema
+    from core.settings import enabled_modules
+
+    with refusals(CONFIGURATION_ERROR):
+        raw = read_layers(context.obj.file, os.environ)
+        schema = file_schema(raw, enabled_modules(raw))
+    typer.echo(json.dumps(schema, indent=2, ensure_ascii=False))
+
+
 @app.command("make-secret")
 def make_secret(
     files: Annotated[list[Path], typer.Argument(help="One secret each.")],

@@ -52,6 +52,11 @@ class NamedTables(RootModel[dict[str, dict[str, Any]]]):
         """The tables that a start needs, by name, as their owner reads them."""
         return {}
 
+    @classmethod
+    def kinds(cls, raw: RawSettings) -> Mapping[str, type[BaseModel]]:
+        """What a table may be read as, by its `type`: as far as that is known."""
+        return {}
+
 
 def _split(value: Any) -> Any:
     """Let the environment give a list as JSON or as words between commas."""

@@ -4,7 +4,8 @@ Only what the plan reaches is loaded, checked and opened: third-party code runs 
 configuration names it, and a provider nobody uses does not need its key.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeGuard
@@ -21,6 +22,7 @@ from providers.public import ProviderOptions, ProviderType
 from providers.settings import AUTO, LlmSettings, ProviderTables
 
 _LONGEST_NAME = 100  # the name is stored with every answer
+_OURS = "vopros"
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,20 @@ def configure(settings: Settings, name: str) -> tuple[Configured | None, list[Fi
     if options is None:
         return None, findings
     return Configured(name, kind, options, describe_origin(plugin)), []
+
+
+def option_kinds(named: Iterable[Any]) -> dict[str, type[ProviderOptions]]:
+    """What tables are read as by their type: ours, and those `named` that work."""
+    ours = {
+        found.name
+        for found in entry_points(group=GROUP)
+        if found.dist is not None and found.dist.name == _OURS
+    }
+    kinds: dict[str, type[ProviderOptions]] = {}
+    for name in dict.fromkeys([*sorted(ours), *map(str, named)]):
+        with suppress(StartRefused):
+            kinds[name] = type_named(name)[1].options
+    return kinds
 
 
 def type_named(name: str) -> tuple[EntryPoint, ProviderType]:

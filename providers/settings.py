@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
+from core.layers import RawSettings
 from core.tables import NamedTables, Section, Words
 
 if TYPE_CHECKING:
@@ -48,3 +49,12 @@ class ProviderTables(NamedTables):
 
         plan, _ = make_plan(settings)
         return {one.name: one.options for one in (*plan.candidates, *plan.fallback)}
+
+    @classmethod
+    def kinds(cls, raw: RawSettings) -> Mapping[str, type[BaseModel]]:
+        """The options of our own types, and of those that some table names."""
+        from providers.registry import option_kinds
+
+        tables = raw.tables.get("providers")
+        given = tables.values() if isinstance(tables, dict) else ()
+        return option_kinds(t.get("type") for t in given if isinstance(t, dict))
