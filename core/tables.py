@@ -87,11 +87,20 @@ def read_table(
     try:
         read = kind.model_validate(table)
     except ValidationError as exc:
-        for error in exc.errors():
-            # Without some of its values nothing can be said of those, or of the whole.
-            if not unread or (error["loc"] and error["loc"][0] not in unread):
-                findings.append(_finding(raw, path, kind, dict(error)))
+        findings += (
+            _finding(raw, path, kind, dict(error))
+            for error in exc.errors()
+            if _is_due(dict(error), unread)
+        )
     return (None, findings) if findings else (read, [])
+
+
+def _is_due(error: dict[str, Any], unread: Collection[str]) -> bool:
+    """Whether an error stands even though the values of some keys are not known."""
+    if not unread or error["type"] == "extra_forbidden":
+        return True
+    # Nothing can be said of those values, or of the whole.
+    return bool(error["loc"]) and error["loc"][0] not in unread
 
 
 def _at(raw: RawSettings, path: Keys) -> Any:
@@ -128,7 +137,7 @@ def _read_secret_files(
             continue
         table.pop(name, None)
         resolved = _resolve_keys(raw, path, {key: file}, findings, unread)
-        if key not in resolved:
+        if key in unread:
             unread.add(name)
             continue
         try:
@@ -172,7 +181,7 @@ def _resolve_keys(
     findings: list[Finding],
     unread: set[str],
 ) -> dict[str, Any]:
-    """The table with its references resolved; `unread` has the keys that it lacks."""
+    """The table with its references resolved; `unread` has the keys that failed."""
     resolved: dict[str, Any] = {}
     for key, value in table.items():
         found: list[Finding] = []
@@ -180,7 +189,6 @@ def _resolve_keys(
         if found:
             findings += found
             unread.add(key)
-            del resolved[key]
     return resolved
 
 

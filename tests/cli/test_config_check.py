@@ -55,6 +55,10 @@ def findings(file: Path, **env: str) -> list[str]:
             "[providers.spare] api_kye: there is no such key (did you mean 'api_key'?)",
         ),
         (
+            SPARE.replace("api_key", "api_kye"),
+            "[providers.spare] api_kye: there is no such key (did you mean 'api_key'?)",
+        ),
+        (
             f'{SPARE}max_concurrency = "{KEY}"',
             "[providers.spare] max_concurrency: input should be a valid integer, unable"
             " to parse string as an integer",
@@ -73,7 +77,14 @@ def findings(file: Path, **env: str) -> list[str]:
             "[providers.spare]: base_url must be an http:// or https:// address",
         ),
     ],
-    ids=["misspelt", "wrong_type", "unknown_type", "missing", "inconsistent"],
+    ids=[
+        "misspelt",
+        "misspelt_and_unset",
+        "wrong_type",
+        "unknown_type",
+        "missing",
+        "inconsistent",
+    ],
 )
 def test_a_mistake_in_a_table_that_is_not_in_use_is_found(
     file: Path, lines: str, told: str
