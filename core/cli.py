@@ -5,7 +5,7 @@ import asyncio
 import importlib
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ class Invocation:
 
     file: Path | None = None
 
-    def settings(self, **server: Any) -> Any:
+    def settings(self, *, thorough: bool = False, **server: Any) -> Any:
         """Load the configuration; exits with 78 and readable lines when it is wrong."""
         from core.settings import load_settings
 
@@ -36,7 +36,7 @@ class Invocation:
             ("server", key): value for key, value in server.items() if value is not None
         }
         with refusals(CONFIGURATION_ERROR):
-            return load_settings(self.file, overrides=overrides)
+            return load_settings(self.file, overrides=overrides, thorough=thorough)
 
 
 @contextmanager
@@ -173,10 +173,53 @@ async def _migrating(settings: Any, work: Callable[[Any], Coroutine[Any, Any, T]
 
 
 @config.command("check")
-def config_check(context: typer.Context) -> None:
-    """Say what is wrong with the configuration; exits with 78 if anything is."""
-    settings = context.obj.settings()
+def config_check(
+    context: typer.Context,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Also ask who is configured; costs no tokens."),
+    ] = False,
+) -> None:
+    """Say what is wrong with the configuration; exits with 78 if anything is.
+
+    With --live it exits with 1 if somebody who is in use cannot be asked.
+    """
+    settings = context.obj.settings(thorough=True)
     typer.echo(f"{settings.raw.file}: nothing wrong")
+    for remark in dict.fromkeys(settings.remarks()):
+        typer.echo(f"note: {remark}")
+    if live:
+        outcomes = [_survey(settings, module) for module in settings.modules]
+        raise typer.Exit(0 if all(outcomes) else 1)
+
+
+def _survey(settings: Any, module: "Module") -> bool:
+    """Show what one module finds out; whether all that is in use is well."""
+    if (survey := module.survey) is None:
+        return True
+
+    async def ask() -> Any:
+        return await survey(settings)
+
+    found = run(ask)
+    echo_table(found.rows)
+    for failure in found.failures:
+        typer.echo(f"vopros: {printable(failure)}", err=True)
+    return not found.failures
+
+
+def printable(text: str) -> str:
+    """`text` without what could end a line or move the terminal's cursor."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def echo_table(rows: Iterable[Sequence[str]]) -> None:
+    """Print rows of one length with their columns aligned."""
+    clean = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
+    for row in clean:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
 
 
 @config.command("show")
@@ -186,6 +229,24 @@ def config_show(context: typer.Context) -> None:
 
     for key, value, origin in describe(context.obj.settings()):
         typer.echo(f"{key} = {value}  # {origin}")
+
+
+@config.command("schema")
+def config_schema(context: typer.Context) -> None:
+    """Print a JSON Schema of the configuration file, for editors.
+
+    Also with a file that is wrong, as long as it is TOML.
+    """
+    import json
+
+    from core.layers import read_layers
+    from core.schema import file_schema
+    from core.settings import enabled_modules
+
+    with refusals(CONFIGURATION_ERROR):
+        raw = read_layers(context.obj.file, os.environ)
+        schema = file_schema(raw, enabled_modules(raw))
+    typer.echo(json.dumps(schema, indent=2, ensure_ascii=False))
 
 
 @app.command("make-secret")
@@ -225,17 +286,14 @@ def _enabled_modules() -> "tuple[Module, ...]":
     """What the configuration enables; others' code must not run unless it does."""
     from core.layers import read_layers
     from core.module import in_tree_names, load_modules
-    from core.settings import ModulesSettings
-    from core.tables import read_table
+    from core.settings import enabled_modules
 
     # Before Typer reads the line: the commands it may hold depend on this option.
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--config", type=Path, nargs="?")
     file = options.parse_known_args()[0].config
     try:
-        raw = read_layers(file, os.environ)
-        section, _ = read_table(raw, ("modules",), ModulesSettings)
-        return load_modules((section or ModulesSettings()).names)
+        return enabled_modules(read_layers(file, os.environ))
     except StartRefused:
         # Whichever command needs the configuration says what is wrong with it.
         return load_modules(in_tree_names())

@@ -62,12 +62,16 @@ class RawSettings:
     def origin(self, *path: str) -> str:
         """Where the value at `path` came from; the file for what nobody set."""
         for end in range(len(path), 0, -1):
-            for keys in (path[:end], _file_of(path[:end])):
-                if found := self.origins.get(keys):
-                    return found
+            if found := self.set_by(*path[:end]):
+                return found
         # A table comes from wherever its first key does.
         below = (self.origins[k] for k in self.origins if k[: len(path)] == path)
         return next(below, self.file)
+
+    def set_by(self, *path: str) -> str | None:
+        """Who set this very value, or the file that it is in; None for nobody."""
+        given = [keys for keys in (path, _file_of(path)) if keys in self.origins]
+        return self.origins[max(given, key=self.layers.__getitem__)] if given else None
 
 
 def _file_of(path: Keys) -> Keys:

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -37,6 +37,15 @@ class ModuleContext:
 
 
 @dataclass(frozen=True)
+class Survey:
+    """What asking others gave: rows of one length for people, the headings first."""
+
+    rows: tuple[tuple[str, ...], ...]
+    failures: tuple[str, ...] = ()
+    """One line for each that is in use and cannot be used."""
+
+
+@dataclass(frozen=True)
 class Module:
     """A module as data. Dotted names are imported when needed: `--help` stays fast."""
 
@@ -54,6 +63,10 @@ class Module:
     """The tables of the configuration file that this module reads."""
     check: "Callable[[Settings], Iterable[Finding]] | None" = None
     """What its sections cannot say alone; a finding refuses the start."""
+    inspect: "Callable[[Settings], Iterable[Finding]] | None" = None
+    """What is wrong where no start needs it: told to whoever asks."""
+    survey: "Callable[[Settings], Awaitable[Survey]] | None" = None
+    """Asks the services it depends on whether they are there; free of charge."""
     migrations: Path | None = None
     """Its migrations, when not in `migrations/<name>`."""
     lifespan: Callable[[ModuleContext], AbstractAsyncContextManager[None]] | None = None

@@ -31,46 +31,84 @@ from core.module import (
     known_modules,
     load_modules,
 )
-from core.tables import REFERENCE, M, NamedTables, Section, Words, read_table
-
-_SECRETIVE = re.compile(
-    r"key|secret|token(?!s)|password|authorization|header|proxy", re.IGNORECASE
+from core.tables import (
+    REFERENCE,
+    M,
+    NamedTables,
+    Section,
+    Words,
+    holds_secrets,
+    read_table,
 )
+
+# What is called so is masked, whoever reads it: numbers of tokens and seconds are not.
+_SECRETIVE = re.compile(
+    r"(^|[._-])(api_?)?key$|secret|token(?!s|_seconds)|password", re.IGNORECASE
+)
+# And this, where nobody has said yet what is a secret.
+_SUSPECT = re.compile(
+    r"key|secret|token(?!s|_seconds)|password|authorization|header|query|proxy",
+    re.IGNORECASE,
+)
+_MASK = "**********"
 
 
 class ServerSettings(Section):
     """[server]: where and how the API is served."""
 
     host: str = "127.0.0.1"
+    """The address to listen on."""
     port: int = Field(8000, ge=0, le=65535)
+    """0 takes any that is free."""
     root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    """The path a reverse proxy serves this under."""
     docs: bool = True
+    """Serve /docs, /redoc and /openapi.json."""
     allowed_hosts: Words = ()
+    """Names this server answers to. Empty: the loopback names on a loopback address,
+    else any."""
     trusted_proxies: Words = ()
+    """Addresses whose X-Forwarded-For is believed."""
     longest_body_bytes: int = Field(65_536, gt=0)
+    """A longer request body is refused with 413."""
     longest_headers_bytes: int = Field(32_768, gt=0)
+    """Longer request headers are refused with 431."""
     body_seconds: float = Field(30, gt=0)
+    """How long a request body may take to arrive."""
     shutdown_seconds: int = Field(25, ge=0)
+    """How long what is under way may go on once the server is told to stop."""
 
 
 class DatabaseSettings(Section):
     """[database]: where everything is stored."""
 
     url: SecretStr = SecretStr("sqlite+aiosqlite:///var/vopros.db")
+    """postgresql+asyncpg://user@host/name for everything but one small server. A
+    relative path of SQLite begins at the folder of the project."""
     password: SecretStr | None = None
+    """Instead of in the URL."""
     pool_size: int = Field(10, gt=0)
+    """How many connections there are at most."""
     pool_wait_seconds: float = Field(3, gt=0)
+    """How long a request waits for a connection; then 503 with Retry-After."""
     connect_seconds: float = Field(5, gt=0)
+    """How long connecting may take."""
     command_seconds: float = Field(10, gt=0)
+    """How long one statement may take."""
     lock_seconds: float = Field(5, gt=0)
+    """How long a write waits for another's; then 503."""
     start_seconds: float = Field(60, gt=0)
+    """How long a start waits for a database that does not answer yet, and a migration
+    for another one that is under way."""
     migrate_on_start: bool | None = None
+    """Not set: true for SQLite, false for PostgreSQL."""
 
 
 class ModulesSettings(Section):
     """[modules]: what there is; not set, every module in the tree."""
 
     enabled: Words | None = None
+    """Not set: every folder under modules/. What a module requires comes along."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,7 +125,9 @@ class LogSettings(Section):
     level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)
     ] = "INFO"
+    """Nothing below it is written."""
     format: Literal["text", "json"] = "text"
+    """Lines for people, or one JSON object each."""
 
 
 CORE_SECTIONS: Mapping[str, type[Section]] = {
@@ -127,13 +167,21 @@ class Settings:
             if module.check is not None:
                 yield from module.check(self)
 
+    def remarks(self) -> Iterator[Finding]:
+        """What the modules find where no start needs it; unset is no mistake there."""
+        for module in self.modules:
+            if module.inspect is not None:
+                yield from module.inspect(self)
+
 
 def load_settings(
     file: Path | None = None,
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[Keys, str] | None = None,
+    *,
+    thorough: bool = False,
 ) -> Settings:
-    """Read, check and return the configuration.
+    """Read, check and return the configuration; `thorough` also what no start needs.
 
     Raises ConfigurationRefused with every finding at once, or StartRefused.
     """
@@ -154,9 +202,18 @@ def load_settings(
     if findings:
         raise ConfigurationRefused(findings)
     settings = Settings(raw, sections, modules)
-    if findings := list(settings.findings()):
-        raise ConfigurationRefused(findings)
+    findings += settings.findings()
+    if thorough:
+        findings += (found for found in settings.remarks() if not found.is_unset)
+    if findings:
+        raise ConfigurationRefused(dict.fromkeys(findings))
     return settings
+
+
+def enabled_modules(raw: RawSettings) -> tuple[Module, ...]:
+    """The modules that `[modules]` names. Raises StartRefused when one is broken."""
+    section, _ = read_table(raw, ("modules",), ModulesSettings)
+    return load_modules((section or ModulesSettings()).names)
 
 
 def _unknown_modules(raw: RawSettings, modules: ModulesSettings) -> Iterator[Finding]:
@@ -204,29 +261,54 @@ def is_loopback(host: str) -> bool:
 
 def describe(settings: Settings) -> Iterator[tuple[str, str, str]]:
     """Yield every key with its value, secrets masked, and where the value came from."""
+    raw = settings.raw
     for name, section in settings.sections.items():
-        if isinstance(section, NamedTables):
-            yield from _describe_tables(settings.raw, name, section)
+        if not isinstance(section, NamedTables):
+            for key in type(section).model_fields:
+                origin = raw.set_by(name, key) or "default"
+                yield f"{name}.{key}", _shown(getattr(section, key)), origin
             continue
-        for key in type(section).model_fields:
-            origin = settings.raw.origins.get((name, key))
-            origin = origin or settings.raw.origins.get((name, f"{key}_file"))
-            yield f"{name}.{key}", _shown(getattr(section, key)), origin or "default"
+        in_use = section.in_use(settings)
+        for table, given in section.root.items():
+            if (read := in_use.get(table)) is None:
+                yield from _describe_unread(raw, (name, table), given)
+            else:
+                yield from _describe_table(raw, (name, table), given, read)
 
 
-def _describe_tables(
-    raw: RawSettings, name: str, tables: NamedTables
+def _describe_unread(
+    raw: RawSettings, path: Keys, given: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, str]]:
-    for keys, value in leaves(tables.root, (name,)):
-        # Nobody has said yet which of these are secrets: what looks like one is one.
-        hidden = _SECRETIVE.search(".".join(keys[2:])) or "@" in str(value)
-        shown = value
-        if hidden and not REFERENCE.fullmatch(str(value)):
-            shown = "**********"
-        yield ".".join(keys), _shown(shown), raw.origin(*keys)
+    """A table that nobody uses: what looks like a secret is taken for one."""
+    for keys, value in leaves(given, path):
+        is_secret = _SUSPECT.search(".".join(keys[2:])) or "@" in str(value)
+        yield ".".join(keys), _shown(value, masked=bool(is_secret)), raw.origin(*keys)
 
 
-def _shown(value: Any) -> str:
+def _describe_table(
+    raw: RawSettings, path: Keys, given: Mapping[str, Any], read: BaseModel
+) -> Iterator[tuple[str, str, str]]:
+    """A table as its owner reads it, who says what is a secret; references are kept."""
+    for key, info in type(read).model_fields.items():
+        is_secret = holds_secrets(info.annotation)
+        if key not in given:
+            origin = raw.set_by(*path, key) or "default"
+            yield ".".join((*path, key)), _shown(getattr(read, key)), origin
+            continue
+        for keys, value in leaves({key: given[key]}, path):
+            looks_so = _SECRETIVE.search(".".join(keys[2:])) or "@" in _host(value)
+            shown = _shown(value, masked=is_secret or bool(looks_so))
+            yield ".".join(keys), shown, raw.origin(*keys)
+
+
+def _host(value: Any) -> str:
+    """The part of an address that may hold a password; nothing of anything else."""
+    return str(value).partition("://")[2].partition("/")[0]
+
+
+def _shown(value: Any, *, masked: bool = False) -> str:
+    if masked and not REFERENCE.fullmatch(str(value)):
+        return _MASK
     if isinstance(value, SecretStr):
         return str(value)
     if value is None:

@@ -5,13 +5,33 @@ References to variables and secrets in files are resolved on the way.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, RootModel, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    RootModel,
+    SecretStr,
+    ValidationError,
+)
 
 from core.layers import Finding, Keys, RawSettings, nearest
+
+if TYPE_CHECKING:
+    from core.settings import Settings
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 M = TypeVar("M", bound=BaseModel)
@@ -27,6 +47,15 @@ class NamedTables(RootModel[dict[str, dict[str, Any]]]):
     """A section of tables with free names, left as written for its owner to read."""
 
     keeps_references: ClassVar[bool] = True
+
+    def in_use(self, settings: "Settings") -> Mapping[str, BaseModel]:
+        """The tables that a start needs, by name, as their owner reads them."""
+        return {}
+
+    @classmethod
+    def kinds(cls, raw: RawSettings) -> Mapping[str, type[BaseModel]]:
+        """What a table may be read as, by its `type`: as far as that is known."""
+        return {}
 
 
 def _split(value: Any) -> Any:
@@ -50,16 +79,28 @@ def read_table(
     if not isinstance(table, dict):
         problem = "must be a table"
         return None, [Finding(raw.origin(*path), path[0], "", problem)]
+    unread: set[str] = set()
     if not getattr(kind, "keeps_references", False):
-        table, secrets = _read_secret_files(raw, path, table, kind, findings)
+        table, secrets = _read_secret_files(raw, path, table, kind, findings, unread)
         # What a file holds is taken as it is, even if it looks like a reference.
-        table = _resolve(raw, path, table, findings) | secrets
-    if findings:
-        return None, findings
+        table = _resolve_keys(raw, path, table, findings, unread) | secrets
     try:
-        return kind.model_validate(table), []
+        read = kind.model_validate(table)
     except ValidationError as exc:
-        return None, [_finding(raw, path, kind, dict(error)) for error in exc.errors()]
+        findings += (
+            _finding(raw, path, kind, dict(error))
+            for error in exc.errors()
+            if _is_due(dict(error), unread)
+        )
+    return (None, findings) if findings else (read, [])
+
+
+def _is_due(error: dict[str, Any], unread: Collection[str]) -> bool:
+    """Whether an error stands even though the values of some keys are not known."""
+    if not unread or error["type"] == "extra_forbidden":
+        return True
+    # Nothing can be said of those values, or of the whole.
+    return bool(error["loc"]) and error["loc"][0] not in unread
 
 
 def _at(raw: RawSettings, path: Keys) -> Any:
@@ -75,16 +116,15 @@ def _read_secret_files(
     table: dict[str, Any],
     kind: type[BaseModel],
     findings: list[Finding],
+    unread: set[str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Any secret `x` may be given as `x_file`, the path of a file that holds it.
 
-    Returns what is left of the table, and the secrets.
+    Returns what is left of the table, and the secrets; `unread` has those that failed.
     """
     table, secrets = dict(table), {}
-    for name, info in kind.model_fields.items():
+    for name in secret_fields(kind):
         key = f"{name}_file"
-        if "SecretStr" not in str(info.annotation) or key in kind.model_fields:
-            continue
         file = table.pop(key, None)
         where = raw.origin(*path, key)
         value_layer = raw.layers.get((*path, name), -1)
@@ -96,15 +136,60 @@ def _read_secret_files(
             findings.append(Finding(where, ".".join(path), key, problem))
             continue
         table.pop(name, None)
-        file = _resolve(raw, (*path, key), file, findings)
+        resolved = _resolve_keys(raw, path, {key: file}, findings, unread)
+        if key in unread:
+            unread.add(name)
+            continue
         try:
-            secret = Path(str(file)).read_text(encoding="utf-8")
+            secret = Path(str(resolved[key])).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             problem = "this file cannot be read"
             findings.append(Finding(where, ".".join(path), key, problem))
+            unread.add(name)
         else:
             secrets[name] = secret.rstrip("\r\n")
     return table, secrets
+
+
+def secret_fields(kind: type[BaseModel]) -> Collection[str]:
+    """The fields that are one secret each, and so may be given as a file."""
+    fields = kind.model_fields
+    return [
+        name
+        for name, info in fields.items()
+        if SecretStr in _alternatives(info.annotation) and f"{name}_file" not in fields
+    ]
+
+
+def holds_secrets(annotation: Any) -> bool:
+    """Whether a secret is anywhere in values of this type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = annotation.model_fields.values()
+        return any(holds_secrets(info.annotation) for info in fields)
+    return annotation is SecretStr or any(map(holds_secrets, get_args(annotation)))
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    is_union = get_origin(annotation) in (Union, UnionType)
+    return get_args(annotation) if is_union else (annotation,)
+
+
+def _resolve_keys(
+    raw: RawSettings,
+    path: Keys,
+    table: Mapping[str, Any],
+    findings: list[Finding],
+    unread: set[str],
+) -> dict[str, Any]:
+    """The table with its references resolved; `unread` has the keys that failed."""
+    resolved: dict[str, Any] = {}
+    for key, value in table.items():
+        found: list[Finding] = []
+        resolved[key] = _resolve(raw, (*path, key), value, found)
+        if found:
+            findings += found
+            unread.add(key)
+    return resolved
 
 
 def _resolve(raw: RawSettings, path: Keys, value: Any, findings: list[Finding]) -> Any:

@@ -60,11 +60,21 @@ class HttpOptions(ProviderOptions):
     """What a `[providers.NAME]` table holds when its backend speaks HTTP."""
 
     base_url: str
+    """Where the API is; its paths are added to this address."""
     headers: dict[str, SecretStr] = Field(default_factory=dict)
+    """Sent with every request."""
     query: dict[str, SecretStr] = Field(default_factory=dict)
+    """Added to the address of every request."""
     proxy: SecretStr | None = None
+    """http, https, socks5 or socks5h, for this provider only."""
     ca_file: Path | None = None
+    """Certificates in PEM to trust beside the system's."""
     connect_seconds: float = Field(5, gt=0, le=3600)
+    """How long connecting may take."""
+
+    @property
+    def host_shown(self) -> str | None:
+        return urlsplit(self.base_url).netloc
 
     @property
     def secrets(self) -> list[SecretStr]:

@@ -39,9 +39,13 @@ class LocalOptions(ProviderOptions):
     """[providers.NAME] with type = "local"."""
 
     model_file: Path | None = None
+    """A GGUF file with a chat template; not set: a demonstration model of 135M."""
     max_tokens: int = Field(256, gt=0)
+    """The longest answer, unless [llm] says."""
     context_tokens: int = Field(2_048, ge=256)
+    """Room for the question and the answer together."""
     threads: int = Field(1, gt=0)
+    """How many processors it may use."""
 
 
 class LocalChat:

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from core.errors import StartRefused
 from core.layers import Finding
-from core.module import Module, ModuleContext
+from core.module import Module, ModuleContext, Survey
 from core.settings import Settings
 from providers.settings import LlmSettings, ProviderTables
 
@@ -15,6 +15,20 @@ def check(settings: Settings) -> Iterator[Finding]:
     from providers.registry import make_plan
 
     yield from make_plan(settings)[1]
+
+
+def inspect(settings: Settings) -> Iterator[Finding]:
+    """Look at every table, also at those that nobody uses."""
+    from providers.registry import unused
+
+    return unused(settings)
+
+
+async def survey(settings: Settings) -> Survey:
+    """Ask every provider for its models."""
+    from providers.survey import survey
+
+    return await survey(settings)
 
 
 @asynccontextmanager
@@ -43,7 +57,10 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
 MODULE = Module(
     name="providers",
     router="providers.router",
+    commands="providers.commands",
     sections={"llm": LlmSettings, "providers": ProviderTables},
     check=check,
+    inspect=inspect,
+    survey=survey,
     lifespan=lifespan,
 )

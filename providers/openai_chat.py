@@ -55,11 +55,15 @@ class OpenAIOptions(HttpOptions):
     """[providers.NAME] with type = "openai"."""
 
     model: str = Field(min_length=1)
+    """The model's name, as the backend calls it."""
     api_key: SecretStr | None = None
+    """Sent in `auth_header`; better as a reference, "${OPENAI_API_KEY}"."""
     auth_header: str = _AUTHORIZATION
+    """The header that carries the key."""
     auth_scheme: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9-]*$")
     """What stands before the key: `Bearer` in Authorization, nothing elsewhere."""
     body: dict[str, Any] = Field(default_factory=dict)
+    """Added to the body of every request."""
     stream_options: bool = True
     """Ask for the usage at the end of a stream; not every backend knows that."""
 

@@ -28,7 +28,7 @@ async def open_plan(plan: Plan, stack: AsyncExitStack) -> tuple[list[Backend], s
 
 async def _open_named(configured: Configured, stack: AsyncExitStack) -> Backend:
     try:
-        return await _open(configured, stack)
+        return await open_backend(configured, stack)
     except ProviderNotUsable as exc:
         raise StartRefused(f"provider {configured.name!r}: {exc}") from exc
 
@@ -37,7 +37,7 @@ async def _open_first(plan: Plan, stack: AsyncExitStack) -> tuple[Backend, str]:
     passed_over = list(plan.passed_over)
     for configured in plan.candidates:
         try:
-            backend = await _open(configured, stack)
+            backend = await open_backend(configured, stack)
         except ProviderNotUsable as exc:
             passed_over.append(f"{configured.name}: {exc}")
             continue
@@ -51,7 +51,8 @@ def _called(configured: Configured) -> str:
     return f"{configured.name} ({kind})" if kind else configured.name
 
 
-async def _open(configured: Configured, stack: AsyncExitStack) -> Backend:
+async def open_backend(configured: Configured, stack: AsyncExitStack) -> Backend:
+    """Open one provider until the stack ends. Raises ProviderNotUsable."""
     name = configured.name
     try:
         opened = configured.type.open(name, configured.options)

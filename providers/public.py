@@ -80,15 +80,18 @@ class ProviderOptions(Section):
     """What every `[providers.NAME]` table holds; a plugin adds its own keys."""
 
     type: str
+    """Which plugin reads this table."""
     first_token_seconds: float = Field(30, gt=0, le=3600)
     """How long it may think before it begins to answer. An answer that nobody reads as
     it comes arrives whole; all of that is limited, while another could be asked."""
     idle_seconds: float = Field(20, gt=0, le=3600)
     """How long it may pause between two deltas, whatever else it sends."""
     max_concurrency: int = Field(2_000, gt=0)
+    """How many questions it is given at a time."""
     max_waiting: int = Field(64, ge=0)
     """How many more may wait for a place, each for `wait_seconds`."""
     wait_seconds: float = Field(2, gt=0, le=3600)
+    """How long a question waits for a place."""
     breaker_calls: int = Field(10, ge=0)
     """It is left alone for 10 s when half of so many calls or more failed in 20 s; 0
     is never."""
@@ -98,6 +101,11 @@ class ProviderOptions(Section):
         """The model's name for people, where there is one."""
         model = getattr(self, "model", None)
         return None if model is None else str(model)
+
+    @property
+    def host_shown(self) -> str | None:
+        """Where its backend is, for people: a host and perhaps a port."""
+        return None
 
 
 class ProviderNotUsable(Exception):

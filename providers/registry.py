@@ -4,7 +4,9 @@ Only what the plan reaches is loaded, checked and opened: third-party code runs 
 configuration names it, and a provider nobody uses does not need its key.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeGuard
 
@@ -20,6 +22,7 @@ from providers.public import ProviderOptions, ProviderType
 from providers.settings import AUTO, LlmSettings, ProviderTables
 
 _LONGEST_NAME = 100  # the name is stored with every answer
+_OURS = "vopros"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def make_plan(settings: Settings) -> tuple[Plan, list[Finding]]:
     plan = Plan(is_auto=llm.provider == AUTO)
     findings: list[Finding] = []
     for name in llm.auto if plan.is_auto else (llm.provider,):
-        configured, wrong = _configure(
+        configured, wrong = _reach(
             settings, name, "auto" if plan.is_auto else "provider"
         )
         if configured is None and plan.is_auto and all(f.is_unset for f in wrong):
@@ -67,7 +70,7 @@ def make_plan(settings: Settings) -> tuple[Plan, list[Finding]]:
             findings += wrong
             plan.candidates += [configured] if configured else []
     for name in llm.fallback:
-        configured, wrong = _configure(settings, name, "fallback")
+        configured, wrong = _reach(settings, name, "fallback")
         findings += wrong
         plan.fallback += [configured] if configured else []
     if plan.is_auto and not plan.candidates and not findings:
@@ -82,9 +85,25 @@ def _may_demonstrate(settings: Settings, configured: Configured) -> bool:
     return allowed or configured.demonstrates is None
 
 
-def _configure(
+def unused(settings: Settings) -> Iterator[Finding]:
+    """What is wrong in any table; what only has no value yet is told as unset."""
+    llm, raw = settings.section(LlmSettings), settings.raw
+    if raw.set_by("llm", "auto"):
+        for name in llm.auto:
+            yield from (f for f in _reach(settings, name, AUTO)[1] if f.key == AUTO)
+    for name in settings.section(ProviderTables).root:
+        for found in configure(settings, name)[1]:
+            if found.is_unset:
+                problem = f"not usable yet: {found.problem}"
+                yield replace(found, table=f"providers.{name}", key="", problem=problem)
+            else:
+                yield found
+
+
+def _reach(
     settings: Settings, name: str, key: str
 ) -> tuple[Configured | None, list[Finding]]:
+    """Read the table that `key` of `[llm]` names."""
     raw, tables = settings.raw, settings.section(ProviderTables).root
     if name not in tables:
         origin, hint = raw.origin("llm", key), nearest(name, tables)
@@ -93,6 +112,12 @@ def _configure(
             return None, [Finding(origin, "llm", key, problem, hint, is_unset=True)]
         problem = "this names no table under [providers]"
         return None, [Finding(origin, "llm", key, problem, hint)]
+    return configure(settings, name)
+
+
+def configure(settings: Settings, name: str) -> tuple[Configured | None, list[Finding]]:
+    """Read one table; without findings it can be opened."""
+    raw, tables = settings.raw, settings.section(ProviderTables).root
     path = ("providers", name)
     if len(name) > _LONGEST_NAME or not name.isprintable():
         problem = f"must be at most {_LONGEST_NAME} printable characters"
@@ -106,6 +131,20 @@ def _configure(
     if options is None:
         return None, findings
     return Configured(name, kind, options, describe_origin(plugin)), []
+
+
+def option_kinds(named: Iterable[Any]) -> dict[str, type[ProviderOptions]]:
+    """What tables are read as by their type: ours, and those `named` that work."""
+    ours = {
+        found.name
+        for found in entry_points(group=GROUP)
+        if found.dist is not None and found.dist.name == _OURS
+    }
+    kinds: dict[str, type[ProviderOptions]] = {}
+    for name in dict.fromkeys([*sorted(ours), *map(str, named)]):
+        with suppress(StartRefused):
+            kinds[name] = type_named(name)[1].options
+    return kinds
 
 
 def type_named(name: str) -> tuple[EntryPoint, ProviderType]:

@@ -9,12 +9,23 @@ class AuthSettings(Section):
     """[auth] of the configuration file."""
 
     secret: SecretStr | None = None
+    """Signs access tokens: at least 32 bytes. Made by itself on the embedded server
+    only."""
     issuer: str = Field("vopros", min_length=1)
+    """Who issues the tokens."""
     audience: str = Field("vopros", min_length=1)
+    """For whom the tokens are."""
     access_token_seconds: int = Field(900, gt=0, le=86_400)
+    """How long an access token is good."""
     clock_leeway_seconds: int = Field(10, ge=0, le=60)
+    """How far the clocks of two servers may differ."""
     shortest_password_chars: int = Field(8, ge=8, le=128)
+    """15 or more is better."""
     hash_memory_kib: int = Field(19_456, ge=8_192)
+    """argon2id; a login takes this much memory for about 30 ms."""
     hash_rounds: int = Field(2, ge=1)
+    """argon2id's passes over that memory."""
     hash_threads: int = Field(2, gt=0)
+    """How many passwords are hashed at a time."""
     hash_queue: int = Field(64, gt=0)
+    """How many logins may wait for a thread; then 503."""

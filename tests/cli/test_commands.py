@@ -398,7 +398,14 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["accounts", "--help"], ["migrate", "--help"], []]
+    "arguments",
+    [
+        ["--help"],
+        ["accounts", "--help"],
+        ["migrate", "--help"],
+        ["providers", "--help"],
+        [],
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run(
