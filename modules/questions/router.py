@@ -56,6 +56,8 @@ async def ask(
 
 @router.post(
     "/stream",
+    # FastAPI would look for it in the signature of the class, where it is not.
+    status_code=200,
     summary="Ask a question and read the answer as it comes",
     response_class=EventStream,
     responses=problem_responses(
