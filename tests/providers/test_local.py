@@ -1,12 +1,11 @@
 """The local model: a real one, in a child process that never outlives its parent."""
 
 import asyncio
-import json
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from providers.backend import Timing
 from providers.local import MODEL_NAME, LocalOptions, model_file, open_local
 from providers.public import ChatRequest, OffersModels, ProviderUnreachable
 from tests.conftest import Databases, served
-from tests.support.api import Account, Api
 from tests.support.config import write_config
+from tests.support.events import streamed
 from tests.support.process import assert_refused, serving, vopros
 
 # The one that the README and /docs propose.
@@ -298,25 +297,3 @@ def _runs_local_server(process: psutil.Process) -> bool:
         return any("local_server" in part for part in process.cmdline())
     except psutil.Error:
         return False  # it has just ended
-
-
-@asynccontextmanager
-async def streamed(
-    api: Api, who: Account, content: str
-) -> AsyncIterator[AsyncIterator[tuple[str, Any]]]:
-    """Ask, and read the events as they come: their names and what they hold."""
-    async with api.http.stream(
-        "POST", "/questions/stream", json={"content": content}, headers=who.auth
-    ) as response:
-        assert response.status_code == 200
-
-        async def events() -> AsyncIterator[tuple[str, Any]]:
-            name = ""
-            async for line in response.aiter_lines():
-                key, _, value = line.partition(": ")
-                if key == "event":
-                    name = value
-                elif key == "data":
-                    yield name, json.loads(value)
-
-        yield events()
