@@ -191,4 +191,6 @@ def _demonstrates(options: LocalOptions) -> str | None:
 @hookimpl
 def vopros_provider() -> ProviderType:
     """The local model."""
-    return ProviderType("local", LocalOptions, open_local, _demonstrates)
+    return ProviderType(
+        "local", LocalOptions, open_local, _demonstrates, one_process=True
+    )
