@@ -101,7 +101,7 @@ def serve(
 
         runner = uvloop.run
     with refusals():
-        runner(serve_until_stopped(settings))
+        serve_until_stopped(settings, runner)
 
 
 @migrate.callback()

@@ -60,6 +60,8 @@ class ServerSettings(Section):
     """The address to listen on."""
     port: int = Field(8000, ge=0, le=65535)
     """0 takes any that is free."""
+    workers: int = Field(1, ge=1, le=1_000)
+    """Processes that serve; each has its own connections and its own view of things."""
     root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
     """The path a reverse proxy serves this under."""
     docs: bool = True
@@ -156,13 +158,19 @@ class Settings:
     @property
     def is_embedded(self) -> bool:
         """SQLite on a loopback address; any other server must be given its secrets."""
+        return self.is_sqlite and is_loopback(self.section(ServerSettings).host)
+
+    @property
+    def is_sqlite(self) -> bool:
         url = self.section(DatabaseSettings).url.get_secret_value()
-        return url.startswith("sqlite") and is_loopback(
-            self.section(ServerSettings).host
-        )
+        return url.startswith("sqlite")
 
     def findings(self) -> Iterator[Finding]:
-        """What the modules themselves find wrong."""
+        """What no section can say alone, and what the modules find wrong."""
+        if self.is_sqlite and self.section(ServerSettings).workers > 1:
+            origin = self.raw.origin("server", "workers")
+            problem = "must be 1 with SQLite, whose file has one server"
+            yield Finding(origin, "server", "workers", problem)
         for module in self.modules:
             if module.check is not None:
                 yield from module.check(self)

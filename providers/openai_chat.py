@@ -102,7 +102,9 @@ class OpenAIChat:
         self._options = options
         self._endpoint = endpoint
 
-    async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Finish]:
+    async def stream(
+        self, request: ChatRequest
+    ) -> AsyncGenerator[Delta | Finish, None]:
         """The deltas of a stream, or the whole answer as one, then the Finish."""
         payload = self._payload(request)
         async with self._endpoint.post("/chat/completions", payload) as response:

@@ -122,6 +122,8 @@ class ProviderType:
     """Given the table's name and its options; raises ProviderNotUsable."""
     demonstrates: Callable[[Any], str | None] = lambda options: None
     """Given the options: what to call it if it is only a demonstration, else None."""
+    one_process: bool = False
+    """It takes so much that a server of several processes must not open it in each."""
 
 
 @dataclass(frozen=True, slots=True)

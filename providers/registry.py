@@ -15,7 +15,7 @@ import pluggy
 from core.errors import StartRefused
 from core.layers import Finding, nearest
 from core.module import describe_origin, load_entry_point
-from core.settings import Settings
+from core.settings import ServerSettings, Settings
 from core.tables import read_table
 from providers.hooks import GROUP, PROJECT, Hooks
 from providers.public import ProviderOptions, ProviderType
@@ -63,9 +63,8 @@ def make_plan(settings: Settings) -> tuple[Plan, list[Finding]]:
         )
         if configured is None and plan.is_auto and all(f.is_unset for f in wrong):
             plan.passed_over += [f"{name}: {finding.problem}" for finding in wrong]
-        elif plan.is_auto and configured and not _may_demonstrate(settings, configured):
-            reason = "a demonstration, which llm.allow_demo would allow"
-            plan.passed_over.append(f"{name}: {reason}")
+        elif plan.is_auto and configured and (why := _not_here(settings, configured)):
+            plan.passed_over.append(f"{name}: {why}")
         else:
             findings += wrong
             plan.candidates += [configured] if configured else []
@@ -73,6 +72,7 @@ def make_plan(settings: Settings) -> tuple[Plan, list[Finding]]:
         configured, wrong = _reach(settings, name, "fallback")
         findings += wrong
         plan.fallback += [configured] if configured else []
+    findings += _too_many_processes(settings, [*plan.candidates, *plan.fallback])
     if plan.is_auto and not plan.candidates and not findings:
         origin = settings.raw.origin("llm", "provider")
         problem = f"auto found nothing usable: {'; '.join(plan.passed_over)}"
@@ -80,9 +80,29 @@ def make_plan(settings: Settings) -> tuple[Plan, list[Finding]]:
     return plan, findings
 
 
-def _may_demonstrate(settings: Settings, configured: Configured) -> bool:
-    allowed = settings.is_embedded or settings.section(LlmSettings).allow_demo
-    return allowed or configured.demonstrates is None
+def _not_here(settings: Settings, configured: Configured) -> str | None:
+    """Why `auto` must not settle on it on this server; None when it may."""
+    may_demonstrate = settings.is_embedded or settings.section(LlmSettings).allow_demo
+    if configured.demonstrates is not None and not may_demonstrate:
+        return "a demonstration, which llm.allow_demo would allow"
+    if configured.type.one_process and settings.section(ServerSettings).workers > 1:
+        return "for one process, and server.workers asks for more"
+    return None
+
+
+def _too_many_processes(
+    settings: Settings, reached: Iterable[Configured]
+) -> Iterator[Finding]:
+    if settings.section(ServerSettings).workers == 1:
+        return
+    origin = settings.raw.origin("server", "workers")
+    for configured in reached:
+        if configured.type.one_process:
+            problem = (
+                f"must be 1 with provider {configured.name!r}, which each of them"
+                " would load"
+            )
+            yield Finding(origin, "server", "workers", problem)
 
 
 def unused(settings: Settings) -> Iterator[Finding]:

@@ -32,6 +32,16 @@ def speaking(upstream: Upstream) -> str:
     return f'type = "openai"\nbase_url = "{upstream.base_url}"\nmodel = "second-model"'
 
 
+def without_certificates(folder: Path) -> str:
+    """A table that is right, but cannot be opened."""
+    file = folder / "ca.pem"
+    file.write_text("no certificate\n")
+    return (
+        f'type = "openai"\nbase_url = "https://model.invalid"\nmodel = "m"\n'
+        f'ca_file = "{file}"'
+    )
+
+
 async def answered_by(api: Api) -> str:
     answer = await api.ask(await api.account(), "Who answers?")
     assert answer.status_code == 201, answer.text
@@ -91,9 +101,9 @@ async def test_auto_passes_over_what_cannot_be_used_and_says_why(
     tmp_path: Path, database_url: str, database_kind: str
 ) -> None:
     tables = {
-        "llm": 'auto = ["keyed", "missing", "local", "echo"]',
+        "llm": 'auto = ["keyed", "missing", "untrusted", "echo"]',
         "providers__keyed": BY_KEY.format(url="https://model.invalid"),
-        "providers__local": 'type = "local"\nmodel_file = "no-such-file.gguf"',
+        "providers__untrusted": without_certificates(tmp_path),
         "providers__echo": ECHO,
     }
     file = write_config(tmp_path / "app.toml", database_url, **tables)
@@ -114,7 +124,7 @@ async def test_auto_passes_over_what_cannot_be_used_and_says_why(
     )
     assert "keyed: the variable OPENAI_API_KEY is not set" in note
     assert "missing: there is no [providers.missing]" in note
-    assert "local: model_file does not exist" in note
+    assert "untrusted: ca_file holds no certificates in PEM" in note
     question = answer.json()
     assert question["provider"] == "echo"
     assert "demonstration" in question["model"]
@@ -125,24 +135,24 @@ async def test_auto_passes_over_what_cannot_be_used_and_says_why(
 async def test_auto_refuses_to_start_with_nothing_usable(
     tmp_path: Path, database_url: str
 ) -> None:
-    tables = {"llm": 'auto = ["local"]', "providers__local": LOCAL_WITHOUT_FILE}
+    table = without_certificates(tmp_path)
+    tables = {"llm": 'auto = ["untrusted"]', "providers__untrusted": table}
     file = write_config(tmp_path / "app.toml", database_url, **tables)
     with pytest.raises(StartRefused) as refused:
         async with served(file, {BY_WORD: "auto", "VOPROS_LLM__ALLOW_DEMO": "true"}):
             pass
-    assert "auto found no usable provider: local: model_file" in str(refused.value)
-
-
-LOCAL_WITHOUT_FILE = 'type = "local"\nmodel_file = "no-such-file.gguf"'
+    told = "auto found no usable provider: untrusted: ca_file holds no certificates"
+    assert told in str(refused.value)
 
 
 async def test_what_is_named_must_be_usable(tmp_path: Path, database_url: str) -> None:
-    tables = {"providers__local": LOCAL_WITHOUT_FILE}
+    tables = {"providers__untrusted": without_certificates(tmp_path)}
     file = write_config(tmp_path / "app.toml", database_url, **tables)
     with pytest.raises(StartRefused) as refused:
-        async with served(file, {BY_WORD: "local"}):
+        async with served(file, {BY_WORD: "untrusted"}):
             pass
-    assert str(refused.value) == "provider 'local': model_file does not exist"
+    told = "provider 'untrusted': ca_file holds no certificates in PEM"
+    assert str(refused.value) == told
 
 
 class Backends:

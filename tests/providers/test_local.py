@@ -13,12 +13,15 @@ import psutil
 import pytest
 
 from core.errors import StartRefused
+from core.module import ROOT
 from core.testing import running
-from providers.local import LocalOptions, model_file
+from providers.backend import Timing
+from providers.local import MODEL_NAME, LocalOptions, model_file, open_local
+from providers.public import ChatRequest, OffersModels, ProviderUnreachable
 from tests.conftest import Databases, served
-from tests.support.api import assert_problem
 from tests.support.config import write_config
-from tests.support.process import serving
+from tests.support.events import streamed
+from tests.support.process import assert_refused, serving, vopros
 
 # The one that the README and /docs propose.
 QUESTION = "What is the capital of France?"
@@ -81,16 +84,107 @@ async def test_the_child_ends_even_when_the_server_is_killed(
     assert not child.is_running()
 
 
-async def test_a_child_that_dies_is_a_failure_of_the_provider(
+async def test_a_streamed_answer_comes_in_several_pieces(
     tmp_path: Path, databases: Databases
 ) -> None:
     file = local_config(tmp_path / "app.toml", await databases.migrated("sqlite"))
     async with served(file) as (_, api):
         ada = await api.account()
+        async with streamed(api, ada, QUESTION) as events:
+            told = [event async for event in events]
+        names = [name for name, _ in told]
+        assert names == ["meta", *["delta"] * (len(told) - 2), "done"]
+        pieces = [data["text"] for name, data in told if name == "delta"]
+        assert len(pieces) > 3
+        question = told[-1][1]
+        assert "".join(pieces) == question["answer"]
+        assert "Paris" in question["answer"]
+        assert question["usage"]["completion_tokens"] <= 40
+        assert await api.newest(ada) == [question]
+
+
+async def test_a_child_that_dies_fails_what_it_was_at_and_another_answers(
+    tmp_path: Path, databases: Databases, caplog: pytest.LogCaptureFixture
+) -> None:
+    # An answer that would take far longer than the test.
+    long = {"providers__here": 'type = "local"\nmax_tokens = 2000'}
+    url = await databases.migrated("sqlite")
+    file = local_config(tmp_path / "app.toml", url, **long)
+    async with served(file) as (_, api):
+        ada = await api.account()
         (child,) = local_servers(os.getpid())
+        async with streamed(api, ada, "Tell me a long story.") as events:
+            read = ""
+            async for name, data in events:
+                if name == "delta":
+                    read += data["text"]
+                    child.kill()
+        assert (name, data["code"]) == ("error", "provider_stream_broken")
+        (failed,) = await api.newest(ada)
+        assert (failed["status"], failed["answer"]) == ("failed", read)
+        assert [attempt["outcome"] for attempt in failed["attempts"]] == [
+            "provider_stream_broken"
+        ]
+        answer = await api.ask(ada, "Say yes.")
+        assert answer.status_code == 201, answer.text
+        (successor,) = local_servers(os.getpid())
+        assert successor.pid != child.pid
+    (restart,) = [r for r in caplog.records if r.msg == "provider.restarting"]
+    told = vars(restart)
+    assert (told["provider"], told["pause_seconds"]) == ("here", 0)
+    assert told["reason"] == "it ended with code -9"
+
+
+async def test_a_child_that_dies_at_every_start_is_not_restarted_in_a_busy_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    is_enough = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 9:
+            is_enough.set()
+            await asyncio.Event().wait()
+
+    timing = Timing(clock=lambda: 0.0, sleep=sleep)
+    options = LocalOptions(type="local")
+    async with open_local("here", options, timing) as local:
+        (child,) = local_servers(os.getpid())
+        with broken_library(tmp_path, BROKEN["libgomp"][0], monkeypatch):
+            child.kill()
+            await is_enough.wait()
+        assert pauses == [0, 1, 2, 4, 8, 16, 32, 60, 60]
+        # Nobody waits for the end of a pause: another provider may be there to ask.
+        with pytest.raises(ProviderUnreachable):
+            await anext(local.stream(ChatRequest(QUESTION)))
+    assert local_servers(os.getpid()) == []
+
+
+async def test_it_tells_its_model(tmp_path: Path) -> None:
+    async with open_local("here", LocalOptions(type="local")) as local:
+        assert isinstance(local, OffersModels)
+        assert await local.models() == (MODEL_NAME,)
+
+
+@pytest.mark.parametrize("after_seconds", [0.0, 0.05, 0.2])
+async def test_no_child_is_left_by_a_server_that_ends_while_it_starts_one(
+    after_seconds: float, tmp_path: Path, databases: Databases
+) -> None:
+    own = tmp_path / "my-own.gguf"
+    own.symlink_to(model_file(LocalOptions(type="local")))
+    table = f'type = "local"\nmodel_file = "{own}"'
+    url = await databases.migrated("sqlite")
+    file = local_config(tmp_path / "app.toml", url, providers__here=table)
+    with serving("--config", file) as server:
+        (child,) = local_servers(server.process.pid)
         child.kill()
-        assert_problem(await api.ask(ada, QUESTION), 502, "provider_unreachable")
-        assert (await api.newest(ada))[0]["status"] == "failed"
+        while local_servers(server.process.pid) in ([], [child]):
+            await asyncio.sleep(0.002)
+        await asyncio.sleep(after_seconds)
+        assert await asyncio.to_thread(server.end) == 0, server.log
+    assert [p for p in local_servers() if str(own) in p.cmdline()] == []
+    assert "Traceback" not in server.log
 
 
 async def test_any_other_model_file_can_be_loaded(
@@ -109,15 +203,26 @@ async def test_any_other_model_file_can_be_loaded(
         assert answer.json()["model"] == "my-own"
 
 
-async def test_a_missing_model_file_refuses_the_start_by_name(
-    tmp_path: Path, databases: Databases
+@pytest.mark.parametrize("chosen", ["here", "auto"])
+async def test_a_missing_model_file_is_told_with_its_key(
+    chosen: str, tmp_path: Path
 ) -> None:
-    options = 'type = "local"\nmodel_file = "nowhere.gguf"'
-    url = await databases.migrated("sqlite")
-    file = local_config(tmp_path / "app.toml", url, providers__here=options)
-    with pytest.raises(StartRefused, match="'here': model_file does not exist"):
-        async with running(file):
-            pass
+    table = 'type = "local"\nmodel_file = "nowhere.gguf"'
+    url = f"sqlite+aiosqlite:///{tmp_path}/vopros.db"
+    file = write_config(tmp_path / "app.toml", url, providers__here=table)
+    env = {"VOPROS_LLM__PROVIDER": chosen, "VOPROS_LLM__AUTO": "here"}
+    done = vopros("--config", file, "config", "check", env=env)
+    told = "app.toml: [providers.here] model_file: there is no such file"
+    assert_refused(done, told, code=78)
+
+
+async def test_a_relative_model_file_begins_at_the_root_of_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    beside_it = Path("pyproject.toml")
+    options = LocalOptions(type="local", model_file=beside_it)
+    assert options.model_file == ROOT / beside_it
 
 
 BROKEN = {
@@ -177,11 +282,18 @@ async def test_auto_moves_on_to_echo_and_says_why(
             assert "llm.provider" in answer.json()["answer"]
 
 
-def local_servers(parent: int) -> list[psutil.Process]:
-    """The child processes of a server that run the local model."""
-    children = psutil.Process(parent).children(recursive=True)
-    return [
-        child
-        for child in children
-        if any("local_server" in part for part in child.cmdline())
-    ]
+def local_servers(parent: int | None = None) -> list[psutil.Process]:
+    """The processes that run the local model: all there are, or a server's."""
+    found = (
+        psutil.process_iter()
+        if parent is None
+        else psutil.Process(parent).children(recursive=True)
+    )
+    return [process for process in found if _runs_local_server(process)]
+
+
+def _runs_local_server(process: psutil.Process) -> bool:
+    try:
+        return any("local_server" in part for part in process.cmdline())
+    except psutil.Error:
+        return False  # it has just ended
