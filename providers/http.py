@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
@@ -62,9 +62,14 @@ class HttpOptions(ProviderOptions):
     base_url: str
     headers: dict[str, SecretStr] = Field(default_factory=dict)
     query: dict[str, SecretStr] = Field(default_factory=dict)
+    body: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of the model, sent with every question."""
     proxy: SecretStr | None = None
     ca_file: Path | None = None
     connect_seconds: float = Field(5, gt=0, le=3600)
+
+    our_keys: ClassVar[frozenset[str]] = frozenset()
+    """What of a question's body is not for `body` to set."""
 
     @property
     def secrets(self) -> list[SecretStr]:
@@ -74,14 +79,9 @@ class HttpOptions(ProviderOptions):
     @model_validator(mode="after")
     def _check(self) -> "HttpOptions":
         self._check_headers()
-        url = _address(self.base_url)
-        if url is None or url.scheme not in ("http", "https"):
-            raise ValueError("base_url must be an http:// or https:// address")
-        if url.username is not None or url.query or url.fragment:
-            raise ValueError("base_url must not hold a password, a query or a fragment")
-        is_near = is_loopback(url.hostname or "")
-        if url.scheme == "http" and self.secrets and not is_near:
-            raise ValueError("base_url must be https:// where a key is sent")
+        check_address("base_url", self.base_url, gets_key=bool(self.secrets))
+        if ours := self.our_keys & self.body.keys():
+            raise ValueError(f"body must not set {', '.join(sorted(ours))}")
         if self.proxy is not None:
             proxy = _address(self.proxy.get_secret_value())
             if proxy is None or proxy.scheme not in _PROXY_SCHEMES or not proxy.port:
@@ -103,6 +103,17 @@ class HttpOptions(ProviderOptions):
 def is_header_name(name: str) -> bool:
     """Whether a header of this name may be set."""
     return bool(_HEADER_NAME.fullmatch(name)) and name.lower() not in _OUR_HEADERS
+
+
+def check_address(key: str, text: str, *, gets_key: bool) -> None:
+    """Raise ValueError, in words of our own, where no request may be sent."""
+    url = _address(text)
+    if url is None or url.scheme not in ("http", "https"):
+        raise ValueError(f"{key} must be an http:// or https:// address")
+    if url.username is not None or url.query or url.fragment:
+        raise ValueError(f"{key} must not hold a password, a query or a fragment")
+    if url.scheme == "http" and gets_key and not is_loopback(url.hostname or ""):
+        raise ValueError(f"{key} must be https:// where a key is sent")
 
 
 def _address(text: str) -> SplitResult | None:

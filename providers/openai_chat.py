@@ -3,11 +3,9 @@
 API reference: https://platform.openai.com/docs/api-reference/chat/create
 """
 
-import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import aiohttp
 from pydantic import (
@@ -36,18 +34,16 @@ from providers.public import (
     Finish,
     FinishReason,
     ProviderBadResponse,
-    ProviderError,
     ProviderStreamBroken,
     ProviderType,
     Usage,
 )
-from providers.sse import Event, events_of
+from providers.sse import Event, read_stream
 
 _DONE = "[DONE]"
-# How long the usage and the end of the body may come after the end of the answer.
-_TAIL_SECONDS = 1.0
 _AUTHORIZATION = "Authorization"
-_OUR_KEYS = {"messages", "model", "stream", "stream_options"}
+CHAT_KEYS = frozenset({"messages", "model", "stream"})
+"""What `chat_payload` says and no configuration can."""
 
 
 class OpenAIOptions(HttpOptions):
@@ -58,9 +54,10 @@ class OpenAIOptions(HttpOptions):
     auth_header: str = _AUTHORIZATION
     auth_scheme: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9-]*$")
     """What stands before the key: `Bearer` in Authorization, nothing elsewhere."""
-    body: dict[str, Any] = Field(default_factory=dict)
     stream_options: bool = True
     """Ask for the usage at the end of a stream; not every backend knows that."""
+
+    our_keys: ClassVar[frozenset[str]] = CHAT_KEYS | {"stream_options"}
 
     @property
     def secrets(self) -> list[SecretStr]:
@@ -68,11 +65,9 @@ class OpenAIOptions(HttpOptions):
         return [*key, *super().secrets]
 
     @model_validator(mode="after")
-    def _check_keys(self) -> "OpenAIOptions":
+    def _check_auth_header(self) -> "OpenAIOptions":
         if not is_header_name(self.auth_header):
             raise ValueError("auth_header must be a header's name that may be set")
-        if ours := _OUR_KEYS & self.body.keys():
-            raise ValueError(f"body must not set {', '.join(sorted(ours))}")
         return self
 
     def authorization(self) -> dict[str, str]:
@@ -134,7 +129,8 @@ async def read_answer(
 ) -> AsyncGenerator[Delta | Finish, None]:
     """Read a chat completion, streamed or whole; `model` if it does not name one."""
     if response.content_type == EVENT_STREAM:
-        async with aclosing(_read_stream(response, model)) as events:
+        parts = response.content.iter_any()
+        async with aclosing(read_stream(parts, _Ending(model))) as events:
             async for event in events:
                 yield event
         return
@@ -146,42 +142,18 @@ async def read_answer(
     yield Finish(completion.model or model, _reason(choice.finish_reason), usage)
 
 
-async def _read_stream(
-    response: aiohttp.ClientResponse, model: str
-) -> AsyncGenerator[Delta | Finish, None]:
-    ending = _Ending(model)
-    async with aclosing(events_of(response.content.iter_any())) as events:
-        async for event in events:
-            if (delta := ending.read(event)) is not None:
-                yield delta
-            if ending.is_reached:
-                break
-        if not ending.is_reached:
-            # A clean end of the body is no end of the answer.
-            raise ProviderStreamBroken
-        await _read_tail(events, ending)
-    yield Finish(ending.model, _reason(ending.reason), ending.usage)
-
-
-async def _read_tail(events: AsyncIterator[Event], ending: "_Ending") -> None:
-    """Read on for the usage, and to the end of the body, or it cannot be kept open.
-
-    The answer is complete: nothing that goes wrong here can spoil it.
-    """
-    with contextlib.suppress(TimeoutError, aiohttp.ClientError, ProviderError):
-        async with asyncio.timeout(_TAIL_SECONDS):
-            async for event in events:
-                ending.read(event)
-
-
 class _Ending:
     """What a stream has said of its answer's end so far."""
 
     def __init__(self, model: str) -> None:
-        self.model = model
-        self.reason: str | None = None
-        self.usage = Usage()
+        self._model = model
+        self._reason: str | None = None
+        self._usage = Usage()
         self.is_reached = False
+
+    @property
+    def finish(self) -> Finish:
+        return Finish(self._model, _reason(self._reason), self._usage)
 
     def read(self, event: Event) -> Delta | None:
         """Take one event in; the delta in it, if there is one."""
@@ -194,9 +166,9 @@ class _Ending:
         if chunk.get("error"):
             raise ProviderStreamBroken
         if model := chunk.get("model"):
-            self.model = str(model)
+            self._model = str(model)
         if usage := chunk.get("usage"):
-            self.usage = _usage(usage)
+            self._usage = _usage(usage)
         # There are none in the chunk that tells the usage.
         if not (choices := chunk.get("choices")):
             return None
@@ -209,7 +181,7 @@ class _Ending:
             if choice.get("index"):
                 return None  # not the first of several answers
             if reason := choice.get("finish_reason"):
-                self.reason, self.is_reached = str(reason), True
+                self._reason, self.is_reached = str(reason), True
             delta = choice.get("delta") or {}
             text = delta.get("content")
             is_thinking = delta.get("reasoning_content") or delta.get("reasoning")

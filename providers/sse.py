@@ -3,12 +3,24 @@
 https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterator
-from typing import NamedTuple
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from contextlib import aclosing, suppress
+from typing import NamedTuple, Protocol
 
-from providers.public import ProviderBadResponse
+import aiohttp
+
+from providers.public import (
+    Delta,
+    Finish,
+    ProviderBadResponse,
+    ProviderError,
+    ProviderStreamBroken,
+)
 
 LONGEST_LINE = 64 * 1024
+# How long the usage and the end of the body may come after the end of the answer.
+_TAIL_SECONDS = 1.0
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -85,3 +97,49 @@ async def events_of(parts: AsyncIterable[bytes]) -> AsyncGenerator[Event, None]:
     async for part in parts:
         for event in reader.feed(part):
             yield event
+
+
+class Ending(Protocol):
+    """What a stream has said of its answer's end so far, in one wire format."""
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the answer is complete."""
+
+    @property
+    def finish(self) -> Finish:
+        """The end, once it is reached."""
+
+    def read(self, event: Event) -> Delta | None:
+        """Take one event in; the delta in it, if there is one."""
+
+
+async def read_stream(
+    parts: AsyncIterable[bytes], ending: Ending
+) -> AsyncGenerator[Delta | Finish, None]:
+    """The deltas of a body, then the Finish that `ending` makes of it.
+
+    Raises ProviderStreamBroken when the body ends before the answer does.
+    """
+    async with aclosing(events_of(parts)) as events:
+        async for event in events:
+            if (delta := ending.read(event)) is not None:
+                yield delta
+            if ending.is_reached:
+                break
+        if not ending.is_reached:
+            # A clean end of the body is no end of the answer.
+            raise ProviderStreamBroken
+        await _read_tail(events, ending)
+    yield ending.finish
+
+
+async def _read_tail(events: AsyncIterator[Event], ending: Ending) -> None:
+    """Read on for the usage, and to the end of the body, or it cannot be kept open.
+
+    The answer is complete: nothing that goes wrong here can spoil it.
+    """
+    with suppress(TimeoutError, aiohttp.ClientError, ProviderError):
+        async with asyncio.timeout(_TAIL_SECONDS):
+            async for event in events:
+                ending.read(event)
