@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 import aiohttp
 from aiohttp_socks import (
@@ -47,6 +47,7 @@ from providers.public import (
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
+_FORM = "application/x-www-form-urlencoded"
 _NO_HEADERS: Mapping[str, str] = {}
 _LONGEST_BODY = 1024 * 1024
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
@@ -161,7 +162,24 @@ class Endpoint:
         """
         body = json.dumps(payload).encode()
         async with self._opened(
-            "POST", path, data=body, headers={"Content-Type": JSON, **headers}
+            "POST",
+            self._root + path,
+            data=body,
+            headers={"Content-Type": JSON, **headers},
+        ) as response:
+            yield response
+
+    @asynccontextmanager
+    async def post_form(
+        self, url: str, form: Mapping[str, str], headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """As `post`, with a form, and to an address that is not under `base_url`.
+
+        The configured headers and query go there as well.
+        """
+        body = urlencode(form).encode()
+        async with self._opened(
+            "POST", url, data=body, headers={"Content-Type": _FORM, **headers}
         ) as response:
             yield response
 
@@ -170,17 +188,16 @@ class Endpoint:
         self, path: str, headers: Mapping[str, str] = _NO_HEADERS
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """As `post`, with nothing sent."""
-        async with self._opened("GET", path, headers=dict(headers)) as response:
+        url = self._root + path
+        async with self._opened("GET", url, headers=dict(headers)) as response:
             yield response
 
     @asynccontextmanager
     async def _opened(
-        self, method: str, path: str, *, headers: dict[str, str], **body: Any
+        self, method: str, url: str, *, headers: dict[str, str], **body: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         with translated():
-            async with await self._send(
-                method, self._root + path, headers, **body
-            ) as response:
+            async with await self._send(method, url, headers, **body) as response:
                 _check_status(response)
                 yield response
 

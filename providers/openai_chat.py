@@ -198,6 +198,7 @@ _REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
     "content_filter": "filtered",
+    "blacklist": "filtered",  # GigaChat's word
 }
 
 
