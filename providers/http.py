@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, ClassVar
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 import aiohttp
 from aiohttp_socks import (
@@ -47,6 +47,7 @@ from providers.public import (
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
+_FORM = "application/x-www-form-urlencoded"
 _NO_HEADERS: Mapping[str, str] = {}
 _LONGEST_BODY = 1024 * 1024
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
@@ -65,6 +66,8 @@ class HttpOptions(ProviderOptions):
     """Sent with every request."""
     query: dict[str, SecretStr] = Field(default_factory=dict)
     """Added to the address of every request."""
+    body: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of the model, sent with every question."""
     proxy: SecretStr | None = None
     """http, https, socks5 or socks5h, for this provider only."""
     ca_file: Path | None = None
@@ -76,6 +79,9 @@ class HttpOptions(ProviderOptions):
     def host_shown(self) -> str | None:
         return urlsplit(self.base_url).netloc
 
+    our_keys: ClassVar[frozenset[str]] = frozenset()
+    """What of a question's body is not for `body` to set."""
+
     @property
     def secrets(self) -> list[SecretStr]:
         """What is sent to the backend that nobody else may see."""
@@ -84,14 +90,13 @@ class HttpOptions(ProviderOptions):
     @model_validator(mode="after")
     def _check(self) -> "HttpOptions":
         self._check_headers()
-        url = _address(self.base_url)
-        if url is None or url.scheme not in ("http", "https"):
-            raise ValueError("base_url must be an http:// or https:// address")
-        if url.username is not None or url.query or url.fragment:
-            raise ValueError("base_url must not hold a password, a query or a fragment")
-        is_near = is_loopback(url.hostname or "")
-        if url.scheme == "http" and self.secrets and not is_near:
-            raise ValueError("base_url must be https:// where a key is sent")
+        check_address("base_url", self.base_url, gets_key=bool(self.secrets))
+        if ours := self.our_keys & self.body.keys():
+            raise ValueError(f"body must not set {', '.join(sorted(ours))}")
+        try:
+            json.dumps(self.body, allow_nan=False)
+        except (TypeError, ValueError):  # TOML has dates, infinity and nan
+            raise ValueError("body must hold what JSON can") from None
         if self.proxy is not None:
             proxy = _address(self.proxy.get_secret_value())
             if proxy is None or proxy.scheme not in _PROXY_SCHEMES or not proxy.port:
@@ -113,6 +118,17 @@ class HttpOptions(ProviderOptions):
 def is_header_name(name: str) -> bool:
     """Whether a header of this name may be set."""
     return bool(_HEADER_NAME.fullmatch(name)) and name.lower() not in _OUR_HEADERS
+
+
+def check_address(key: str, text: str, *, gets_key: bool) -> None:
+    """Raise ValueError, in words of our own, where no request may be sent."""
+    url = _address(text)
+    if url is None or url.scheme not in ("http", "https"):
+        raise ValueError(f"{key} must be an http:// or https:// address")
+    if url.username is not None or url.query or url.fragment:
+        raise ValueError(f"{key} must not hold a password, a query or a fragment")
+    if url.scheme == "http" and gets_key and not is_loopback(url.hostname or ""):
+        raise ValueError(f"{key} must be https:// where a key is sent")
 
 
 def _address(text: str) -> SplitResult | None:
@@ -162,7 +178,24 @@ class Endpoint:
         """
         body = json.dumps(payload).encode()
         async with self._opened(
-            "POST", path, data=body, headers={"Content-Type": JSON, **headers}
+            "POST",
+            self._root + path,
+            data=body,
+            headers={"Content-Type": JSON, **headers},
+        ) as response:
+            yield response
+
+    @asynccontextmanager
+    async def post_form(
+        self, url: str, form: Mapping[str, str], headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """As `post`, with a form, and to an address that is not under `base_url`.
+
+        The configured headers and query go there as well.
+        """
+        body = urlencode(form).encode()
+        async with self._opened(
+            "POST", url, data=body, headers={"Content-Type": _FORM, **headers}
         ) as response:
             yield response
 
@@ -171,16 +204,17 @@ class Endpoint:
         self, path: str, headers: Mapping[str, str] = _NO_HEADERS
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """As `post`, with nothing sent."""
-        async with self._opened("GET", path, headers=dict(headers)) as response:
+        url = self._root + path
+        async with self._opened("GET", url, headers=dict(headers)) as response:
             yield response
 
     @asynccontextmanager
     async def _opened(
-        self, method: str, path: str, *, headers: dict[str, str], **body: Any
+        self, method: str, url: str, *, headers: dict[str, str], **body: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         with translated():
             try:
-                sent = await self._send(method, self._root + path, headers, **body)
+                sent = await self._send(method, url, headers, **body)
             except (aiohttp.InvalidURL, UnicodeError):  # a host that is no name at all
                 raise ProviderMisconfigured from None
             async with sent as response:
@@ -307,6 +341,7 @@ def _check_status(response: aiohttp.ClientResponse) -> None:
 _BY_STATUS: dict[int, type[ProviderError]] = {
     400: ProviderRejected,
     401: ProviderAuth,
+    402: ProviderAuth,  # an account without money
     403: ProviderAuth,
     404: ProviderMisconfigured,
     413: ProviderRejected,

@@ -3,12 +3,9 @@
 API reference: https://platform.openai.com/docs/api-reference/chat/create
 """
 
-import asyncio
-import contextlib
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import aiohttp
 from pydantic import (
@@ -37,18 +34,16 @@ from providers.public import (
     Finish,
     FinishReason,
     ProviderBadResponse,
-    ProviderError,
     ProviderStreamBroken,
     ProviderType,
     Usage,
 )
-from providers.sse import Event, events_of
+from providers.sse import Event, read_stream
 
 _DONE = "[DONE]"
-# How long after the end of the answer its usage and the end of the body may come.
-_TAIL_SECONDS = 1.0
 _AUTHORIZATION = "Authorization"
-_OUR_KEYS = {"messages", "model", "stream", "stream_options"}
+CHAT_KEYS = frozenset({"messages", "model", "stream"})
+"""What `chat_payload` says and no configuration can."""
 
 
 class OpenAIOptions(HttpOptions):
@@ -62,10 +57,10 @@ class OpenAIOptions(HttpOptions):
     """The header that carries the key."""
     auth_scheme: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9-]*$")
     """What stands before the key: `Bearer` in Authorization, nothing elsewhere."""
-    body: dict[str, Any] = Field(default_factory=dict)
-    """Added to the body of every request."""
     stream_options: bool = True
     """Ask for the usage at the end of a stream; not every backend knows that."""
+
+    our_keys: ClassVar[frozenset[str]] = CHAT_KEYS | {"stream_options"}
 
     @property
     def secrets(self) -> list[SecretStr]:
@@ -73,15 +68,9 @@ class OpenAIOptions(HttpOptions):
         return [*key, *super().secrets]
 
     @model_validator(mode="after")
-    def _check_keys(self) -> "OpenAIOptions":
+    def _check_auth_header(self) -> "OpenAIOptions":
         if not is_header_name(self.auth_header):
             raise ValueError("auth_header must be a header's name that may be set")
-        if ours := _OUR_KEYS & self.body.keys():
-            raise ValueError(f"body must not set {', '.join(sorted(ours))}")
-        try:
-            json.dumps(self.body, allow_nan=False)
-        except (TypeError, ValueError):  # TOML has dates, infinity and nan
-            raise ValueError("body must hold what JSON can") from None
         return self
 
     def authorization(self) -> dict[str, str]:
@@ -145,8 +134,9 @@ def read_answer(
 ) -> AsyncGenerator[Delta | Finish, None]:
     """Read a chat completion, streamed or whole; `model` if it does not name one."""
     # Not every backend does as it is asked: what came decides, not what was asked for.
-    is_stream = response.content_type == EVENT_STREAM
-    return (_read_stream if is_stream else _read_whole)(response, model)
+    if response.content_type == EVENT_STREAM:
+        return read_stream(response.content.iter_any(), _Ending(model))
+    return _read_whole(response, model)
 
 
 async def _read_whole(
@@ -159,48 +149,18 @@ async def _read_whole(
     yield Finish(completion.model or model, _reason(choice.finish_reason), usage)
 
 
-async def _read_stream(
-    response: aiohttp.ClientResponse, model: str
-) -> AsyncGenerator[Delta | Finish, None]:
-    ending = _Ending(model)
-    async with aclosing(events_of(response.content.iter_any())) as events:
-        async for event in events:
-            if (delta := ending.read(event)) is not None:
-                yield delta
-            if ending.is_reached:
-                break
-        if not ending.is_reached:
-            # A clean end of the body is no end of the answer.
-            raise ProviderStreamBroken
-        # Some backends name a reason in every chunk: then it was not the end after all.
-        while (delta := await _read_tail(events, ending)) is not None:
-            yield delta
-    yield Finish(ending.model, _reason(ending.reason), ending.usage)
-
-
-async def _read_tail(events: AsyncIterator[Event], ending: "_Ending") -> Delta | None:
-    """Read on for the usage, and to the end of the body, or it cannot be kept open.
-
-    The answer is complete: nothing that goes wrong here can spoil it. Returns what
-    there is of it nevertheless.
-    """
-    with contextlib.suppress(TimeoutError, aiohttp.ClientError, ProviderError):
-        async with asyncio.timeout(_TAIL_SECONDS):
-            async for event in events:
-                delta = ending.read(event)
-                if delta is not None and delta.text:
-                    return delta
-    return None
-
-
 class _Ending:
     """What a stream has said of its answer's end so far."""
 
     def __init__(self, model: str) -> None:
-        self.model = model
-        self.reason: str | None = None
-        self.usage = Usage()
+        self._model = model
+        self._reason: str | None = None
+        self._usage = Usage()
         self.is_reached = False
+
+    @property
+    def finish(self) -> Finish:
+        return Finish(self._model, _reason(self._reason), self._usage)
 
     def read(self, event: Event) -> Delta | None:
         """Take one event in; the delta in it, if there is one."""
@@ -213,9 +173,9 @@ class _Ending:
         if chunk.get("error"):
             raise ProviderStreamBroken
         if model := chunk.get("model"):
-            self.model = str(model)
+            self._model = str(model)
         if usage := chunk.get("usage"):
-            self.usage = _usage(usage)
+            self._usage = _usage(usage)
         # There are none in the chunk that tells the usage.
         if not (choices := chunk.get("choices")):
             return None
@@ -228,7 +188,7 @@ class _Ending:
             if choice.get("index"):
                 return None  # not the first of several answers
             if reason := choice.get("finish_reason"):
-                self.reason, self.is_reached = str(reason), True
+                self._reason, self.is_reached = str(reason), True
             delta = choice.get("delta") or {}
             text = delta.get("content")
             is_thinking = delta.get("reasoning_content") or delta.get("reasoning")
@@ -245,6 +205,7 @@ _REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
     "content_filter": "filtered",
+    "blacklist": "filtered",  # GigaChat's word
 }
 
 

@@ -3,12 +3,24 @@
 https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterator
-from typing import NamedTuple
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from contextlib import aclosing, suppress
+from typing import NamedTuple, Protocol
 
-from providers.public import ProviderBadResponse
+import aiohttp
+
+from providers.public import (
+    Delta,
+    Finish,
+    ProviderBadResponse,
+    ProviderError,
+    ProviderStreamBroken,
+)
 
 LONGEST_LINE = 64 * 1024
+# How long the usage and the end of the body may come after the end of the answer.
+_TAIL_SECONDS = 1.0
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -88,9 +100,68 @@ def _check_size(size: int) -> None:
         raise ProviderBadResponse
 
 
-async def events_of(parts: AsyncIterable[bytes]) -> AsyncGenerator[Event, None]:
-    """The events of a body. What comes after the last blank line is no event."""
+class Ending(Protocol):
+    """What a stream has said of its answer's end so far, in one wire format."""
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the answer is complete."""
+
+    @property
+    def finish(self) -> Finish:
+        """The end, once it is reached."""
+
+    def read(self, event: Event) -> Delta | None:
+        """Take one event in; the delta in it, if there is one."""
+
+
+async def read_stream(
+    parts: AsyncIterable[bytes], ending: Ending
+) -> AsyncGenerator[Delta | Finish, None]:
+    """The deltas of a body, then the Finish that `ending` makes of it.
+
+    Raises ProviderStreamBroken when the body ends before the answer does.
+    """
     reader = EventReader()
+    async for part in parts:
+        events = reader.feed(part)
+        for event in events:
+            if (delta := ending.read(event)) is not None:
+                yield delta
+            if ending.is_reached:
+                break
+        if ending.is_reached:
+            break
+    else:
+        # A clean end of the body is no end of the answer.
+        raise ProviderStreamBroken
+    async with aclosing(_rest(events, reader, parts)) as rest:
+        # Some backends name a reason in every chunk: then it was not the end after all.
+        while (delta := await _read_tail(rest, ending)) is not None:
+            yield delta
+    yield ending.finish
+
+
+async def _rest(
+    events: Iterator[Event], reader: EventReader, parts: AsyncIterable[bytes]
+) -> AsyncGenerator[Event, None]:
+    for event in events:
+        yield event
     async for part in parts:
         for event in reader.feed(part):
             yield event
+
+
+async def _read_tail(events: AsyncIterator[Event], ending: Ending) -> Delta | None:
+    """Read on for the usage, and to the end of the body, or it cannot be kept open.
+
+    The answer is complete: nothing that goes wrong here can spoil it. Returns what
+    there is of it nevertheless.
+    """
+    with suppress(TimeoutError, aiohttp.ClientError, ProviderError):
+        async with asyncio.timeout(_TAIL_SECONDS):
+            async for event in events:
+                delta = ending.read(event)
+                if delta is not None and delta.text:
+                    return delta
+    return None

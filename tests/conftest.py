@@ -18,6 +18,7 @@ from modules.auth.service import Auth
 from modules.users.public import Role
 from tests.support.api import CANARY, PASSWORD, Account, Api
 from tests.support.config import write_config
+from tests.support.gigachat import TOKEN
 from tests.support.postgres import Postgres
 from tests.support.upstream import KEY, Upstream, upstream_of_its_own
 
@@ -181,9 +182,9 @@ async def make_admin(service: Running, api: Api) -> Account:
     return await api.signed_in(user.id, name)
 
 
-# Canaries: a key, a password and refused input, nowhere but where they belong.
+# Canaries: a key, a token, a password and refused input, nowhere but where they belong.
 
-CANARIES = (KEY, PASSWORD, CANARY)
+CANARIES = (KEY, TOKEN, PASSWORD, CANARY)
 
 
 class Recorder(logging.Handler):

@@ -184,7 +184,7 @@ async def check(config: Path, **more: str) -> tuple[int | None, str]:
 
 def keys_for(file: Path) -> dict[str, str]:
     """The variables that a configuration file names."""
-    names = re.findall(r'"\$\{(\w+)\}"', file.read_text(encoding="utf-8"))
+    names = re.findall(r"\$\{(\w+)\}", file.read_text(encoding="utf-8"))
     return dict.fromkeys(names, "not-a-real-key")
 
 

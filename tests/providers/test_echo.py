@@ -13,7 +13,6 @@ from providers.public import OffersModels
 from tests.conftest import Databases, served
 from tests.support.api import Api, assert_problem
 from tests.support.config import write_config
-from tests.support.events import streamed
 from tests.support.process import assert_refused, vopros
 
 FIRST = {"VOPROS_LLM__PROVIDER": "first"}
@@ -75,8 +74,8 @@ async def test_a_stall_ends_in_a_timeout_and_the_healthy_one_answers(
 async def test_a_trickle_is_streamed_word_by_word(tmp_path: Path, url: str) -> None:
     async with rehearsing(tmp_path, url, "trickle_seconds = 0.02") as api:
         started = time.monotonic()
-        async with streamed(api, await api.account(), "One two three?") as events:
-            told = [event async for event in events]
+        async with api.reading(await api.account(), "One two three?") as events:
+            told = await events.rest()
         pieces = [data["text"] for name, data in told if name == "delta"]
         assert pieces[-3:] == ["One ", "two ", "three?"]
         assert time.monotonic() - started >= 0.02 * (len(pieces) - 1)
@@ -91,8 +90,8 @@ async def test_a_trickle_that_pauses_for_too_long_is_a_timeout(
     first = "trickle_seconds = 60\nidle_seconds = 0.2"
     async with rehearsing(tmp_path, url, first, **HEALTHY) as api:
         ada = await api.account()
-        async with streamed(api, ada, "Go on?") as events:
-            told = [event async for event in events]
+        async with api.reading(ada, "Go on?") as events:
+            told = await events.rest()
         assert [name for name, _ in told] == ["meta", "delta", "error"]
         assert told[-1][1]["code"] == "provider_timeout"
         (question,) = await api.newest(ada)
@@ -139,8 +138,8 @@ async def test_U33_a_failure_after_words_that_were_read_ends_the_stream(
 ) -> None:
     first = 'fail_with = "provider_stream_broken"\nfail_after_words = 3'
     async with rehearsing(tmp_path, url, first, **HEALTHY) as api:
-        async with streamed(api, await api.account(), "Anyone?") as events:
-            told = [event async for event in events]
+        async with api.reading(await api.account(), "Anyone?") as events:
+            told = await events.rest()
         pieces = [data["text"] for name, data in told if name == "delta"]
         assert "".join(pieces) == "This is a "
         name, problem = told[-1]

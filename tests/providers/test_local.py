@@ -20,7 +20,6 @@ from providers.local import MODEL_NAME, LocalOptions, model_file, open_local
 from providers.public import ChatRequest, OffersModels, ProviderUnreachable
 from tests.conftest import Databases, served
 from tests.support.config import write_config
-from tests.support.events import streamed
 from tests.support.process import assert_refused, serving, vopros
 
 # The one that the README and /docs propose.
@@ -90,8 +89,8 @@ async def test_a_streamed_answer_comes_in_several_pieces(
     file = local_config(tmp_path / "app.toml", await databases.migrated("sqlite"))
     async with served(file) as (_, api):
         ada = await api.account()
-        async with streamed(api, ada, QUESTION) as events:
-            told = [event async for event in events]
+        async with api.reading(ada, QUESTION) as events:
+            told = await events.rest()
         names = [name for name, _ in told]
         assert names == ["meta", *["delta"] * (len(told) - 2), "done"]
         pieces = [data["text"] for name, data in told if name == "delta"]
@@ -113,7 +112,7 @@ async def test_a_child_that_dies_fails_what_it_was_at_and_another_answers(
     async with served(file) as (_, api):
         ada = await api.account()
         (child,) = local_servers(os.getpid())
-        async with streamed(api, ada, "Tell me a long story.") as events:
+        async with api.reading(ada, "Tell me a long story.") as events:
             read = ""
             async for name, data in events:
                 if name == "delta":

@@ -13,7 +13,7 @@ import pytest
 from core.errors import StartRefused
 from core.settings import load_settings
 from tests.conftest import Databases, served
-from tests.support.api import Account, Api, assert_problem
+from tests.support.api import Account, Api, assert_problem, events_of
 from tests.support.config import write_config
 from tests.support.process import assert_refused, serving, vopros
 from tests.support.strange_models import install
@@ -327,14 +327,14 @@ async def test_F44_a_plugin_that_misbehaves_while_it_is_read_is_told_all_the_sam
         for name, (code, (status, told)) in STREAMS.items():
             answer = await read_along(api, ada, code)
             if name in SAY_SOMETHING_FIRST:
-                events = events_of(answer)
+                events = events_of(answer.text)
                 assert [kind for kind, _ in events[:2]] == ["meta", "delta"], name
                 kind, problem = events[-1]
                 assert (kind, problem["status"]) == ("error", status), name
             else:
                 problem = assert_problem(answer, status, told)
             await assert_stored(api, ada, problem, told)
-        events = events_of(await read_along(api, ada, FINE))
+        events = await api.read(ada, FINE)
         assert (events[-1][0], events[-1][1]["answer"]) == ("done", "Still here.")
 
 
@@ -343,17 +343,6 @@ async def read_along(api: Api, who: Account, content: str) -> httpx.Response:
     return await api.http.post(
         "/questions/stream", json={"content": content}, headers=who.auth
     )
-
-
-def events_of(answer: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
-    """The events of a stream by name, each with its data."""
-    assert answer.status_code == 200, answer.text
-    found = []
-    for event in answer.text.removesuffix("\n\n").split("\n\n"):
-        name, data = event.split("\n")
-        told = json.loads(data.removeprefix("data: "))
-        found.append((name.removeprefix("event: "), told))
-    return found
 
 
 async def test_F44_a_plugin_that_blocks_delays_everybody_and_harms_nobody(

@@ -2,10 +2,10 @@
 
 import json
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -28,8 +28,7 @@ class Account:
         return {"Authorization": f"Bearer {self.token}"}
 
 
-@dataclass(frozen=True)
-class StreamEvent:
+class StreamEvent(NamedTuple):
     """One event of POST /questions/stream."""
 
     name: str
@@ -42,6 +41,9 @@ class Reading:
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
         self._events = self._read()
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        return self._events
 
     async def next(self) -> StreamEvent:
         """The next event, signs of life passed over."""
@@ -67,6 +69,18 @@ class Reading:
                 if not block.startswith(":"):
                     yield _stream_event(block)
         assert rest == ""
+
+
+def text_of(events: Iterable[StreamEvent]) -> str:
+    """What a reader has seen of the answer."""
+    return "".join(event.data["text"] for event in events if event.name == "delta")
+
+
+def events_of(stream: str) -> list[StreamEvent]:
+    """The events of a stream that was read to its end."""
+    assert stream.endswith("\n\n")
+    blocks = stream.removesuffix("\n\n").split("\n\n")
+    return [_stream_event(block) for block in blocks if not block.startswith(":")]
 
 
 def _stream_event(block: str) -> StreamEvent:
