@@ -13,17 +13,27 @@ from typing import Any
 import pytest
 
 from core.settings import load_settings
+from core.testing import Running
 from tests.conftest import Databases, served
+from tests.support.api import Account, Api
 from tests.support.config import write_config
 from tests.support.markdown import ROOT, Block, blocks, section
-from tests.support.upstream import Upstream
+from tests.support.upstream import (
+    Received,
+    Upstream,
+    Wire,
+    deltas,
+    ending,
+    streams,
+)
 
 ADDRESS = "http://127.0.0.1:8000"
 ADMINS_PASSWORD = "seven silent typewriters"
 EXAMPLES = sorted((ROOT / "config" / "examples").glob("*.toml"))
 # Everything that differs from run to run, or by who answers.
 CHANGING = re.compile(
-    r"(_at|request_id|instance|access_token|answer|provider|model|_tokens)$"
+    r"(_at|request_id|instance|access_token|answer|text|name|provider|model|_tokens"
+    r"|milliseconds|next_cursor)$"
 )
 
 
@@ -48,7 +58,28 @@ def steps(found: list[Block]) -> list[Step]:
             made.append(Step(block.code, int(status[1]) if status else None))
         elif block.language == "json":
             made[-1].example = json.loads(block.code)
+        elif block.language == "text":
+            made[-1].example = events(block.code)
     return made
+
+
+@dataclass
+class Events:
+    """Server-sent events, by name and data."""
+
+    told: list[tuple[str, Any]]
+
+
+def events(stream: str) -> Events:
+    found = re.findall(r"^event: (.*)\ndata: (.*)$", stream, re.MULTILINE)
+    return Events([(name, json.loads(data)) for name, data in found])
+
+
+def assert_same_events(shown: Events, real: Events) -> None:
+    """The same events; of a long one the README shows some members only."""
+    assert [name for name, _ in real.told] == [name for name, _ in shown.told]
+    for (name, told), (_, data) in zip(shown.told, real.told, strict=True):
+        assert_like(told, {key: data[key] for key in told}, f"$.{name}")
 
 
 async def run(commands: list[str], folder: Path, config: Path) -> list[tuple[str, str]]:
@@ -110,10 +141,62 @@ async def test_every_command_of_the_readme_answers_as_it_says(
             assert err in ("200", ""), step.command + err
             continue
         assert err == str(step.status), step.command + out
-        if step.example is None:
+        if isinstance(step.example, Events):
+            assert_same_events(step.example, events(out))
+        elif step.example is None:
             assert (step.status, out) == (204, ""), step.command
         else:
             assert_like(step.example, json.loads(out), "$")
+
+
+async def test_every_command_for_operators_works(
+    tmp_path: Path, databases: Databases, upstream: Upstream
+) -> None:
+    async def list_models(wire: Wire, received: Received) -> None:
+        await wire.respond({"data": [{"id": "fake"}]})
+
+    url = await databases.migrated("sqlite")
+    config = write_config(
+        tmp_path / "app.toml", url, upstream.base_url, providers__echo='type = "echo"'
+    )
+    vopros = shlex.join([sys.executable, "-m", "core"])
+    commands = [
+        line.replace(".venv/bin/vopros", vopros)
+        .replace("make run", f"{vopros} config check")
+        .replace("config/app.schema.json", shlex.quote(f"{tmp_path}/schema.json"))
+        for title in ("Switching the provider", "Configuration")
+        for block in blocks(section(readme(), title))
+        if block.language == "sh"
+        for line in block.code.splitlines()
+        # These are of other files: each is checked with its variables set.
+        if "config/examples" not in line
+    ]
+    assert len(commands) == 8
+    async with upstream.behaving(list_models):
+        results = await run(["set -e", *commands, "echo all"], tmp_path, config)
+    for command, (out, err) in zip(commands, results[1:], strict=False):
+        assert err == "", command + err
+        assert out or "schema.json" in command, command
+    assert results[-1] == ("all\n", "")
+    assert "yes" in results[1 + commands.index(f"{vopros} config check --live")][0]
+    assert json.loads((tmp_path / "schema.json").read_text())["type"] == "object"
+
+
+async def test_the_readers_python_reads_a_stream_and_knows_its_end(
+    service: Running, api: Api, ada: Account, upstream: Upstream
+) -> None:
+    (code,) = (b.code for b in blocks(readme()) if b.language == "python")
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+
+    def read() -> str:
+        return "".join(scope["ask"](service.url, ada.token, "Which city?"))
+
+    async with upstream.behaving(streams(*deltas("Par", "is \u2028"), *ending())):
+        assert await asyncio.to_thread(read) == "Paris \u2028"
+    async with upstream.behaving(streams(*deltas("Par"), is_cut=True)):
+        with pytest.raises(RuntimeError, match="answer broke off"):
+            await asyncio.to_thread(read)
 
 
 async def test_the_readme_shows_every_operation_that_there_is(
@@ -190,10 +273,16 @@ def keys_for(file: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 async def test_every_example_configuration_is_right_once_its_variables_are_set(
-    example: Path,
+    example: Path, tmp_path: Path
 ) -> None:
     variables = keys_for(example)
     secret = {"VOPROS_AUTH__SECRET": "8d1fc1bb8e83443b85b48ddc985e3c24a02f"}
+    if example.stem == "local-gguf":
+        code, said = await check(example, **secret)
+        assert code == 78
+        assert "[providers.mine] model_file: there is no such file" in said
+        (tmp_path / "model.gguf").touch()
+        secret["VOPROS_PROVIDERS__MINE__MODEL_FILE"] = f"{tmp_path}/model.gguf"
     assert await check(example, **variables, **secret) == (
         0,
         f"config/examples/{example.name}: nothing wrong\n",
