@@ -130,8 +130,12 @@ class Workers:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
+            place = next((place for place in self._places if place.pid == pid), None)
+            if place is None:
+                # What a script began before it became this process, or, where this is
+                # the first process of a container, what others have left behind.
+                continue
             code = os.waitstatus_to_exitcode(status)
-            place = next(place for place in self._places if place.pid == pid)
             place.pid = None
             if not self._is_ending:
                 self._replace(place, pid, code)

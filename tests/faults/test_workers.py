@@ -108,6 +108,21 @@ async def test_F04_two_workers_answer_and_one_that_is_killed_is_replaced(
     assert not any(process.is_running() for process in [*last, *replaced])
 
 
+async def test_a_child_that_is_no_worker_may_end(file: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with serving("--config", file, first=f"read line <'{pipe}'") as server:
+        parent = psutil.Process(server.process.pid)
+        (other,) = [c for c in parent.children() if c.name() == "sh"]
+        pipe.write_text("end\n")
+        await asyncio.to_thread(psutil.wait_procs, [other], timeout=10)
+        async with client(server) as api:
+            await api.account()
+        assert len(await two_workers(server)) == 2
+        assert await asyncio.to_thread(server.end) == 0, server.log
+    assert replacements(server) == []
+
+
 @pytest.mark.parametrize("ending", ["SIGTERM", "SIGTERM to all", "Ctrl-C"])
 async def test_F05_all_workers_end_and_tell_whoever_waits(
     ending: str, file: Path, upstream: Upstream

@@ -56,12 +56,18 @@ def assert_refused(
 class ServerProcess:
     """`vopros serve` on a free port, started and ready."""
 
-    def __init__(self, *arguments: str | Path, env: Mapping[str, str] | None) -> None:
+    def __init__(
+        self, *arguments: str | Path, env: Mapping[str, str] | None, first: str = ""
+    ) -> None:
         self._lines: list[str] = []
         self._is_ready = threading.Event()
         self.url = ""
+        command = [*COMMAND, *map(str, arguments), "serve", "--port", "0"]
+        if first:
+            # As a script does it that starts something, and then becomes the server.
+            command = ["sh", "-c", f'{first} & exec "$@"', "sh", *command]
         self.process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments), "serve", "--port", "0"],
+            command,
             cwd=ROOT,
             env=environment(env),
             stderr=subprocess.PIPE,
@@ -102,10 +108,10 @@ class ServerProcess:
 
 @contextmanager
 def serving(
-    *arguments: str | Path, env: Mapping[str, str] | None = None
+    *arguments: str | Path, env: Mapping[str, str] | None = None, first: str = ""
 ) -> Iterator[ServerProcess]:
-    """A server for the length of a block."""
-    server = ServerProcess(*arguments, env=env)
+    """A server for the length of a block; `first` is what its script does before."""
+    server = ServerProcess(*arguments, env=env, first=first)
     try:
         yield server
     finally:
