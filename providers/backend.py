@@ -17,6 +17,7 @@ from providers.public import (
     ProviderOptions,
     ProviderRateLimited,
     ProviderRejected,
+    ProviderTimeout,
     ProviderUnavailable,
 )
 
@@ -27,6 +28,7 @@ _BUDGET_CAP = 10.0
 _BUDGET_SHARE = 0.1
 # What says nothing against the provider: the question did it.
 _BLAMELESS = (AnswerTooLarge, ProviderRejected)
+_BLAMELESS_IN_HASTE = (*_BLAMELESS, ProviderTimeout)
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,19 @@ class Backend:
         whole = min(math.ceil(wait), LONGEST_WAIT_SECONDS)
         return ProviderUnavailable(retry_after_seconds=whole)
 
-    def note(self, failure: ProviderError | None, *, is_probe: bool) -> None:
-        """Take in how a call ended; None is an answer."""
+    def note(
+        self, failure: ProviderError | None, *, is_probe: bool, had_time: bool
+    ) -> None:
+        """Take in how a call ended; None is an answer.
+
+        A timeout says nothing against a provider that was not given its time.
+        """
         breaker, before = self.breaker, self.breaker.state
         if failure is None:
             breaker.succeeded(is_probe=is_probe)
         elif isinstance(failure, ProviderRateLimited):
             breaker.cool(failure.told_wait or 0, is_probe=is_probe)
-        elif isinstance(failure, _BLAMELESS):
+        elif isinstance(failure, _BLAMELESS if had_time else _BLAMELESS_IN_HASTE):
             breaker.abandoned(is_probe=is_probe)
         else:
             breaker.failed(is_probe=is_probe)

@@ -45,6 +45,7 @@ _MOST_TOKENS = 2**31 - 1
 MOST_TRIES = 3
 _LONGEST_PAUSE_SECONDS = 10.0
 _BACKOFF_SECONDS = 0.25
+_LETTING_GO_SECONDS = 1.0
 # What may be over a moment later.
 _PASSING = (
     ProviderFailed,
@@ -85,13 +86,22 @@ class FailoverChat:
             error = await question.ask(backend, self.backends[number + 1 :])
             if question.answer is not None:
                 return question.answer
-            # What a provider really said weighs more than that another is left alone.
-            if failure is None or not isinstance(error, _NOT_ASKED):
-                failure = error
+            failure = _worth_telling(failure, error)
             if question.is_over(error):
                 break
         # Raised only here, and so with no context: that may hold the provider's key.
         raise failure or ProviderUnavailable()
+
+
+def _worth_telling(
+    first: ProviderError | None, second: ProviderError | None
+) -> ProviderError | None:
+    # What a provider really said weighs more than that another is left alone.
+    if first is None or not isinstance(second, _NOT_ASKED):
+        return second
+    if not isinstance(first, _NOT_ASKED):
+        return first
+    return min(first, second, key=lambda error: error.retry_after_seconds or 0)
 
 
 class _Question:
@@ -196,21 +206,31 @@ class _Question:
 
     async def _call(self, backend: Backend) -> ProviderError | None:
         self._tries_left -= 1
+        has_time = self._has_time_for(backend)
         is_probe = backend.breaker.begin()
         try:
             failure, raised = await self._outcome(backend)
         except BaseException:
             backend.breaker.abandoned(is_probe=is_probe)
             raise
-        backend.note(failure, is_probe=is_probe)
+        backend.note(failure, is_probe=is_probe, had_time=has_time)
         if failure is not None:
             _log_failure(backend, failure, raised)
         return failure
 
+    def _has_time_for(self, backend: Backend) -> bool:
+        """Whether the others have left so much that a timeout is its own doing."""
+        usual = min(
+            backend.options.first_token_seconds, self._settings.deadline_seconds
+        )
+        return self._remaining >= usual / 2
+
     async def _outcome(self, backend: Backend) -> tuple[ProviderError | None, str]:
         """How a call failed, in our words, and what else the plugin raised."""
         try:
-            self.answer = await self._collect(backend)
+            # A plugin may cling to what it should let go; this is its last chance.
+            async with asyncio.timeout(self._remaining + _LETTING_GO_SECONDS):
+                self.answer = await self._collect(backend)
         except ProviderError as error:
             return _without_words(error), ""
         except ClientGone:

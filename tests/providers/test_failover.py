@@ -424,3 +424,57 @@ async def test_U36_who_is_cancelled_leaves_an_attempt_and_nothing_else(
     assert case.models[0].closed == 1
     assert case.backends[0].bulkhead.in_flight == 0
     assert case.backends[0].breaker.state is State.CLOSED
+
+
+async def test_U31_who_was_given_too_little_time_is_not_held_to_it() -> None:
+    time = Time()
+
+    class Lazy(Scripted):
+        async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Finish]:
+            time.now += 4.99
+            raise ProviderTimeout
+            yield
+
+    case = Case(
+        Lazy(), Scripted([STALL]), time=time, deadline_seconds=5, breaker_calls=2
+    )
+    for _ in range(2):
+        assert (await case.fail()).code == "provider_timeout"
+        assert case.attempts == [("a", "provider_timeout"), ("b", "provider_timeout")]
+    states = [backend.breaker.state for backend in case.backends]
+    assert states == [State.OPEN, State.CLOSED]
+
+
+async def test_U31_a_deadline_shorter_than_its_patience_is_time_enough() -> None:
+    case = Case(Scripted([STALL]), deadline_seconds=0.01, breaker_calls=1)
+    await case.fail()
+    assert case.backends[0].breaker.state is State.OPEN
+
+
+async def test_when_all_are_left_alone_the_first_to_be_back_says_when() -> None:
+    case = Case(
+        *(Scripted(ProviderRateLimited(retry_after_seconds=n)) for n in (40, 20, 30))
+    )
+    await case.fail()
+    case.time.now += 5
+    failure = await case.fail()
+    assert (failure.code, failure.retry_after_seconds) == ("provider_unavailable", 15)
+
+
+@pytest.mark.parametrize("reader", [None, Reader()])
+async def test_F44_a_plugin_that_does_not_let_go_is_left_at_the_deadline(
+    reader: Reader | None,
+) -> None:
+    class Clinging(Scripted):
+        async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Finish]:
+            try:
+                yield Delta("Half an ")
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.Event().wait()
+
+    case = Case(Clinging(), deadline_seconds=0.01)
+    async with asyncio.timeout(10):
+        failure = await case.fail(reader)
+    assert failure.code == "provider_bug"
+    assert case.backends[0].bulkhead.in_flight == 0
