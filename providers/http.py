@@ -7,6 +7,7 @@ import json
 import math
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -50,6 +51,7 @@ EVENT_STREAM = "text/event-stream"
 _FORM = "application/x-www-form-urlencoded"
 _NO_HEADERS: Mapping[str, str] = {}
 _LONGEST_BODY = 1024 * 1024
+_AT_ONCE_SECONDS = 1.0
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]+", re.ASCII)
@@ -225,14 +227,16 @@ class Endpoint:
         self, method: str, url: str, headers: dict[str, str], **body: Any
     ) -> aiohttp.ClientResponse:
         seen = SimpleNamespace(reused=False)
+        sent_at = time.monotonic()
         shared = {**self._fixed, **body, "trace_request_ctx": seen}
         try:
             return await self._session.request(method, url, headers=headers, **shared)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            # The backend gave up a connection that was kept for it without a byte in
-            # reply: it almost always had closed it before the question came. Clients
-            # of HTTP ask again then (RFC 9112, 9.3.1), and so do we, once.
-            if not seen.reused:
+            # The backend gave up a connection that was kept for it at once, without a
+            # byte in reply: it almost always had closed it before the question came.
+            # Clients of HTTP ask again then, and so do we, once. Later on it may have
+            # thought about it, at a price: asking again is for `failover` to decide.
+            if not seen.reused or time.monotonic() - sent_at > _AT_ONCE_SECONDS:
                 raise
         # Other kept connections may be just as dead. Connections are kept by what they
         # were asked for with: naming the context that is used anyway gives a new one.

@@ -1,5 +1,6 @@
 """`openai` without an application around it: its models, and its errors."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,6 +11,9 @@ from providers.http import open_endpoint
 from providers.openai_chat import OpenAIChat, OpenAIOptions, open_openai
 from providers.public import (
     AnswerTooLarge,
+    ChatRequest,
+    Delta,
+    Finish,
     ProviderAuth,
     ProviderBadResponse,
     ProviderError,
@@ -19,7 +23,7 @@ from providers.public import (
     ProviderUnreachable,
 )
 from tests.support.faults import SAID
-from tests.support.upstream import KEY, Behaviour, Received, Upstream, Wire
+from tests.support.upstream import KEY, Behaviour, Received, Upstream, Wire, answers
 
 
 def options_for(upstream: Upstream) -> OpenAIOptions:
@@ -125,6 +129,34 @@ async def test_a_connection_that_dies_is_an_error_of_ours(
     async with upstream.behaving(die):
         with pytest.raises(kind):
             await chat.models()
+
+
+@pytest.mark.parametrize("seconds", [0, 1.1], ids=["at_once", "after_a_while"])
+async def test_U06_a_kept_connection_is_replaced_unless_the_backend_has_thought(
+    chat: OpenAIChat, upstream: Upstream, seconds: float
+) -> None:
+    """What may have been paid for is a try like any other, for `failover` to count."""
+
+    async def die_of_the_second(wire: Wire, received: Received) -> None:
+        if len(upstream.requests) != 2:
+            await answers(wire, received)
+            return
+        await asyncio.sleep(seconds)
+        wire.writer.close()
+
+    async def ask() -> list[Delta | Finish]:
+        return [event async for event in chat.stream(ChatRequest("Why?"))]
+
+    before = upstream.connections
+    async with upstream.behaving(die_of_the_second):
+        first = await ask()
+        if seconds:
+            with pytest.raises(ProviderUnreachable):
+                await ask()
+        else:
+            assert await ask() == first
+    asked = (len(upstream.requests), upstream.connections - before)
+    assert asked == ((2, 1) if seconds else (3, 2))
 
 
 async def test_a_mistake_of_a_plugin_is_not_taken_for_the_backends(
