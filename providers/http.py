@@ -314,9 +314,7 @@ def _session(
         trust_env=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
-        timeout=aiohttp.ClientTimeout(
-            total=None, connect=options.connect_seconds, sock_connect=3
-        ),
+        timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_seconds),
         trace_configs=[tracing],
     )
 
