@@ -141,6 +141,35 @@ async def test_a_silence_is_broken_by_comments(
     assert rest[-3] == "event: done"
 
 
+async def test_a_silence_after_a_word_is_no_longer_than_any_other(
+    tmp_path: Path, databases: Databases, upstream: Upstream
+) -> None:
+    """Proxies count from the last byte, whatever it was."""
+    file = write_config(
+        tmp_path / "app.toml",
+        await databases.migrated("sqlite"),
+        upstream.base_url,
+        questions="stream_silence_seconds = 0.6",
+    )
+    model, clock = Told(), asyncio.get_running_loop().time
+    async with served(file) as (_, api), upstream.behaving(model):
+        ada = await api.account()
+        model.says("Well, ")
+        async with api.http.stream(
+            "POST", "/questions/stream", json={"content": "Long?"}, headers=ada.auth
+        ) as response:
+            lines = response.aiter_lines()
+            while "Well" not in await anext(lines):
+                pass
+            model.says("er, ")
+            while "er" not in await anext(lines):
+                pass
+            last = clock()
+            assert [await anext(lines) for _ in range(2)] == ["", ": still thinking"]
+            assert clock() - last < 0.9
+            model.ends()
+
+
 async def test_once_committed_a_failure_is_an_event(
     impatient: Api, upstream: Upstream
 ) -> None:
