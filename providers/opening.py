@@ -22,8 +22,9 @@ async def open_plan(plan: Plan, stack: AsyncExitStack) -> tuple[list[Backend], s
         named = plan.candidates[0]
         first = await _open_named(named, stack)
         note = f"{_called(named)}, as configured"
-    reserve = [await _open_named(configured, stack) for configured in plan.fallback]
-    return [first, *reserve], note
+    # Whom `auto` has settled on may stand among the fallbacks as well.
+    others = [one for one in plan.fallback if one.name != first.name]
+    return [first, *[await _open_named(one, stack) for one in others]], note
 
 
 async def _open_named(configured: Configured, stack: AsyncExitStack) -> Backend:

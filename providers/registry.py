@@ -68,7 +68,8 @@ def make_plan(settings: Settings) -> tuple[Plan, list[Finding]]:
         else:
             findings += wrong
             plan.candidates += [configured] if configured else []
-    for name in llm.fallback:
+    findings += _named_twice(settings, llm)
+    for name in dict.fromkeys(llm.fallback):
         configured, wrong = _reach(settings, name, "fallback")
         findings += wrong
         plan.fallback += [configured] if configured else []
@@ -78,6 +79,15 @@ def make_plan(settings: Settings) -> tuple[Plan, list[Finding]]:
         problem = f"auto found nothing usable: {'; '.join(plan.passed_over)}"
         findings.append(Finding(origin, "llm", "provider", problem))
     return plan, findings
+
+
+def _named_twice(settings: Settings, llm: LlmSettings) -> Iterator[Finding]:
+    """It would have its places, its tries and its breaker twice."""
+    named = [llm.provider, *llm.fallback]  # "auto" is the name of no table
+    if len(set(named)) < len(named):
+        origin = settings.raw.origin("llm", "fallback")
+        problem = "this names a provider that is asked already"
+        yield Finding(origin, "llm", "fallback", problem)
 
 
 def _not_here(settings: Settings, configured: Configured) -> str | None:

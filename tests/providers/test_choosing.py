@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import StartRefused
+from providers.failover import FailoverChat
 from tests.conftest import served
 from tests.support.api import Api, assert_problem
 from tests.support.config import write_config
@@ -278,3 +279,36 @@ async def test_F45_an_unknown_provider_refuses_the_start(
     (line,) = str(refused.value).splitlines()
     assert "[llm] fallback: this names no table under [providers]" in line
     assert told in line
+
+
+@pytest.mark.parametrize(
+    "llm",
+    ['fallback = ["spare", "main"]', 'fallback = ["spare", "spare"]'],
+    ids=["provider", "fallback"],
+)
+async def test_F45_a_provider_that_is_named_twice_refuses_the_start(
+    tmp_path: Path, database_url: str, llm: str
+) -> None:
+    """It would have its places, its tries and its breaker twice."""
+    file = write_config(
+        tmp_path / "app.toml", database_url, llm=llm, providers__spare=ECHO
+    )
+    with pytest.raises(StartRefused) as refused:
+        async with served(file):
+            pass
+    (line,) = str(refused.value).splitlines()
+    assert "[llm] fallback: this names a provider that is asked already" in line
+
+
+async def test_U33_whom_auto_has_chosen_is_no_fallback_of_its_own(
+    tmp_path: Path, database_url: str
+) -> None:
+    file = write_config(
+        tmp_path / "app.toml",
+        database_url,
+        llm='auto = ["echo"]\nallow_demo = true\nfallback = ["echo", "main"]',
+        providers__echo=ECHO,
+    )
+    async with served(file, {BY_WORD: "auto"}) as (found, _):
+        chat = found.service(FailoverChat)
+        assert [backend.name for backend in chat.backends] == ["echo", "main"]
