@@ -40,7 +40,9 @@ class Bulkhead:
         try:
             async with asyncio.timeout(seconds):
                 await self._places.acquire()
+                return
         except TimeoutError:
-            raise ProviderBusy from None
+            pass  # raised below: with no context, as every ProviderError is
         finally:
             self._waiting -= 1
+        raise ProviderBusy

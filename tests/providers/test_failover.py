@@ -98,7 +98,7 @@ class Reader:
 
 
 class Case:
-    """A chat over scripted providers called a, b, c, and what became of a question."""
+    """A chat over scripts called a, b, c and d, and what became of a question."""
 
     def __init__(
         self, *models: Scripted, time: Time | None = None, **options: Any
@@ -111,7 +111,7 @@ class Case:
         each = ProviderOptions(type="script", **options)
         self.backends = [
             Backend(name, model, each, self.time.timing)
-            for name, model in zip("abc", models, strict=False)
+            for name, model in zip("abcd", models, strict=False)
         ]
         self.chat = FailoverChat(self.backends, LlmSettings(**llm), self.time.timing)
         self.progress = Progress()
@@ -255,6 +255,9 @@ async def test_U30_three_tries_are_all_that_a_question_gets() -> None:
     case = Case(*(Scripted(ProviderFailed()) for _ in range(3)))
     await case.fail()
     assert case.calls == [1, 1, 1]
+    case = Case(*(Scripted(ProviderFailed()) for _ in range(4)))
+    await case.fail()
+    assert case.calls == [1, 1, 1, 0]
     case = Case(*(Scripted(ProviderFailed()) for _ in range(2)))
     await case.fail()
     assert case.calls == [2, 1]
@@ -406,6 +409,28 @@ async def test_U32_a_full_provider_is_busy_and_the_next_one_answers() -> None:
         await asyncio.wait({first})
         assert case.backends[0].bulkhead.in_flight == 0
         assert case.models[0].closed == 1
+
+
+async def test_who_waits_for_a_place_is_told_when_it_is_found_broken_meanwhile() -> (
+    None
+):
+    case = Case(
+        Scripted([STALL]), max_concurrency=1, breaker_calls=1, first_token_seconds=0.05
+    )
+    first = asyncio.create_task(case.fail(Reader()))
+    while case.calls == [0]:
+        await asyncio.sleep(0)
+    assert (await case.fail(Reader())).code == "provider_unavailable"
+    assert (await first).code == "provider_timeout"
+    assert case.calls == [1]
+
+
+async def test_waiting_for_a_place_does_not_outlast_the_deadline() -> None:
+    case = Case(
+        Scripted([STALL]), max_concurrency=1, wait_seconds=60, deadline_seconds=0.05
+    )
+    async with case.backends[0].bulkhead.place(1), asyncio.timeout(10):
+        assert (await case.fail()).code == "busy"
 
 
 @pytest.mark.parametrize("reader", [None, Reader()])
