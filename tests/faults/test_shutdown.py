@@ -15,7 +15,14 @@ from core.testing import running
 from tests.support.api import Api, assert_problem
 from tests.support.config import write_config
 from tests.support.process import serving
-from tests.support.upstream import Upstream
+from tests.support.upstream import (
+    STREAM_HEAD,
+    Received,
+    Upstream,
+    Wire,
+    deltas,
+    framed,
+)
 
 
 async def outcomes(file: Path) -> list[tuple[str, str | None]]:
@@ -69,6 +76,49 @@ async def test_F05_questions_that_cannot_be_waited_for_are_told_and_stored(
             assert await asyncio.to_thread(child.ended) == 0, child.log
     assert "Traceback" not in child.log
     assert await outcomes(file) == [("interrupted", "server_shutdown")] * 3
+
+
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGINT", "SIGINT"]])
+async def test_F05_whoever_reads_a_stream_is_told_that_the_server_ends(
+    tmp_path: Path,
+    databases: Any,
+    database_kind: str,
+    upstream: Upstream,
+    signals: list[str],
+) -> None:
+    """By the status while that is held back, and by an event once it is not."""
+    file = await configured(tmp_path, databases, database_kind, upstream, seconds=1)
+
+    async def say_no_more(wire: Wire, received: Received) -> None:
+        if received.question == "Half?":
+            await wire.send(STREAM_HEAD, *map(framed, deltas("Half an ")))
+        await wire.closed_by_client()
+
+    async with upstream.behaving(say_no_more):
+        with serving("--config", file) as child:
+            api = Api(child.url)
+            ada = await api.account()
+            async with api.reading(ada, "Half?") as reading:
+                meta, half = await reading.next(), await reading.next()
+                body = {"content": "None?"}
+                held_back = asyncio.create_task(
+                    api.http.post("/questions/stream", json=body, headers=ada.auth)
+                )
+                await upstream.asked(2)
+                for name in signals:
+                    child.process.send_signal(signal.Signals[name])
+                    await asyncio.sleep(0.2 * (len(signals) - 1))
+                (error,) = await reading.rest()
+            assert (meta.data["id"], half.data["text"]) == (1, "Half an ")
+            assert (error.name, error.data["code"]) == ("error", "server_shutdown")
+            assert error.data["question_id"] == 1
+            problem = assert_problem(await held_back, 503, "server_shutdown")
+            assert problem["question_id"] == 2
+            await api.close()
+            assert await asyncio.to_thread(child.ended) == 0, child.log
+    assert "Traceback" not in child.log
+    assert "never retrieved" not in child.log
+    assert await outcomes(file) == [("interrupted", "server_shutdown")] * 2
 
 
 async def test_F05_ctrl_c_lets_the_local_model_finish_its_answer(
