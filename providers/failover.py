@@ -162,7 +162,9 @@ class _Question:
         if self._tries_left <= self._others_ready:
             return False
         pause = self._pause(failure)
-        if pause is None or not backend.budget.spend():
+        if pause is None or backend.breaker.wait_seconds > pause:
+            return False
+        if not backend.budget.spend():
             return False
         await self._timing.sleep(pause)
         return True

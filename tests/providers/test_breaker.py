@@ -112,8 +112,13 @@ def test_a_probe_that_fails_opens_it_again(half_open: Breaker, clock: Clock) -> 
     assert (half_open.state, half_open.wait_seconds) == (State.OPEN, OPEN_SECONDS)
     clock.passes(OPEN_SECONDS)
     succeeds(half_open)
-    # Its failures are history: it takes as many again to open it.
-    fails(half_open, 4)
+    assert half_open.state is State.CLOSED
+
+
+def test_a_probe_that_succeeds_forgets_what_was_before(half_open: Breaker) -> None:
+    succeeds(half_open)
+    # The ten failures that opened it are still within the window.
+    fails(half_open, 8)
     assert half_open.state is State.CLOSED
 
 

@@ -177,6 +177,24 @@ async def test_U30_two_tries_are_all_that_one_provider_gets(
     assert [found.milliseconds for found in case.progress.attempts] == [0, 0]
 
 
+async def test_one_that_is_left_alone_from_now_on_is_not_waited_for() -> None:
+    case = Case(Scripted(ProviderFailed()), Scripted("B's."), breaker_calls=1)
+    assert (await case.ask()).text == "B's."
+    assert case.attempts == [("a", "provider_failed"), ("b", "answered")]
+    assert case.time.slept == []
+
+
+async def test_what_it_said_is_told_also_if_it_is_left_alone_meanwhile() -> None:
+    class Meanwhile(Time):
+        async def sleep(self, seconds: float) -> None:
+            await super().sleep(seconds)
+            case.backends[0].breaker.cool(30, is_probe=False)
+
+    case = Case(Scripted(ProviderFailed()), time=Meanwhile())
+    assert (await case.fail()).code == "provider_failed"
+    assert case.attempts == [("a", "provider_failed"), ("a", "provider_unavailable")]
+
+
 @pytest.mark.parametrize("kind", LASTING)
 async def test_what_lasts_is_not_tried_again(
     kind: Callable[[], ProviderError],
