@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import text
 from core.db import Database
 from core.settings import DatabaseSettings, load_settings
 from core.testing import running
+from providers.failover import FailoverChat
 from tests.support.api import Api, assert_problem
 from tests.support.config import write_config
 from tests.support.process import serving
@@ -171,3 +173,40 @@ async def test_F05_an_application_that_closes_tells_whoever_waits(
         assert_problem(await asking, 503, "server_shutdown")
         await api.close()
     assert await outcomes(file) == [("interrupted", "server_shutdown")]
+
+
+LOCKS = {
+    "sqlite": "SELECT 1",  # its BEGIN IMMEDIATE is enough
+    "postgresql": "LOCK TABLE questions IN ACCESS EXCLUSIVE MODE",
+}
+
+
+async def test_F05_an_answer_that_is_being_stored_is_stored_before_the_end(
+    tmp_path: Path, databases: Any, database_kind: str, upstream: Upstream
+) -> None:
+    """Whoever asked is not waited for any more, but what came was paid for."""
+    file = await configured(tmp_path, databases, database_kind, upstream, seconds=0)
+    own = Database(load_settings(file, {}).section(DatabaseSettings))
+    service = AsyncExitStack()
+    async with upstream.stalled() as release:
+        found = await service.enter_async_context(running(file))
+        api = Api(found.url)
+        asking = asyncio.create_task(api.ask(await api.account(), "In time?"))
+        await upstream.asked()
+        async with own.migrating() as connection:
+            await connection.execute(text(LOCKS[database_kind]))
+            release.set()
+            (backend,) = found.service(FailoverChat).backends
+            while backend.bulkhead.in_flight:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            closing = asyncio.create_task(service.aclose())
+            await asyncio.wait({asking})
+            _, still_closing = await asyncio.wait({closing}, timeout=0.3)
+            await connection.rollback()
+            assert still_closing
+        await closing
+    await api.close()
+    await own.close()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert await outcomes(file) == [("answered", None)]
