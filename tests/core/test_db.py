@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, MetaData, Table, insert, select, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -469,3 +470,37 @@ def test_F20_codes_that_say_more_than_busy_mean_the_same(
     said = sqlite3.OperationalError("it is so")
     said.sqlite_errorcode = code
     assert isinstance(translate(OperationalError("SELECT 1", {}, said)), kind)
+
+
+async def test_F10_a_rested_connection_that_leads_nowhere_is_replaced(
+    databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has closed it: a firewall has forgotten it, and swallows what comes."""
+    url = make_url(await databases.empty("postgresql"))
+    swallowed: set[asyncio.StreamReader] = set()
+    ways: list[asyncio.StreamReader] = []
+
+    async def lead(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(65_536):
+            if source not in swallowed:
+                target.write(data)
+        target.close()
+
+    async def accept(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        far, back = await asyncio.open_connection(url.host, url.port)
+        ways.append(reader)
+        await asyncio.gather(lead(reader, back), lead(far, writer))
+
+    firewall = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = firewall.sockets[0].getsockname()[1]
+    through = url.set(port=port).render_as_string(hide_password=False)
+    async with connected(through, pool_size=1, command_seconds=0.5) as found:
+        async with found.reading() as session:
+            first = await session.scalar(text("SELECT pg_backend_pid()"))
+        swallowed.update(ways)
+        monkeypatch.setattr("core.db._LONGEST_REST_SECONDS", 0)
+        async with found.reading() as session:
+            assert await session.scalar(text("SELECT pg_backend_pid()")) != first
+    firewall.close()
