@@ -244,6 +244,12 @@ class Database:
                 yield connection
 
     @asynccontextmanager
+    async def query(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for one statement that reads, where a session costs too much."""
+        async with _translated(), self._reader.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
         """A session that only reads. Raises as `transaction` does."""
         async with _translated(), self._reading() as session:

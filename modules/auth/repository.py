@@ -5,7 +5,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import Table, bindparam, insert, literal, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from core.db import BigId, UtcDateTime, db_now
 from modules.auth.models import CredentialRow, SessionRow
@@ -91,11 +91,11 @@ _CALLER = (
 
 
 async def find_caller(
-    session: AsyncSession, session_id: UUID, user_id: int, now: datetime
+    connection: AsyncConnection, session_id: UUID, user_id: int, now: datetime
 ) -> Any | None:
     """The account of a session that still lasts."""
     known = {"session": session_id, "account": user_id, "now": now}
-    return (await session.execute(_CALLER, known)).one_or_none()
+    return (await connection.execute(_CALLER, known)).one_or_none()
 
 
 async def revoke_others(session: AsyncSession, user_id: int, kept: UUID) -> None:

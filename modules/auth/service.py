@@ -151,11 +151,11 @@ class Auth:
         Raises InvalidToken; DatabaseUnavailable when nobody can know.
         """
         claims = self._tokens.read(token)
-        async with self._db.reading() as session:
+        async with self._db.query() as connection:
             # As with the token: another server's clock may be a little behind.
             now = self._clock() - self._tokens.leeway
             row = await repository.find_caller(
-                session, claims.session_id, claims.user_id, now
+                connection, claims.session_id, claims.user_id, now
             )
         if row is None:
             raise InvalidToken
