@@ -424,3 +424,22 @@ async def test_U36_who_is_cancelled_leaves_an_attempt_and_nothing_else(
     assert case.models[0].closed == 1
     assert case.backends[0].bulkhead.in_flight == 0
     assert case.backends[0].breaker.state is State.CLOSED
+
+
+async def test_U36_who_leaves_during_the_pause_before_a_retry_is_not_asked_for() -> (
+    None
+):
+    class Waiting(Time):
+        async def sleep(self, seconds: float) -> None:
+            self.slept.append(seconds)
+            await asyncio.Event().wait()
+
+    case = Case(Scripted(ProviderFailed(), "Too late."), time=Waiting())
+    asking = asyncio.create_task(case.ask())
+    while not case.time.slept:
+        await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait({asking})
+    assert asking.cancelled()
+    assert (case.calls, case.attempts) == ([1], [("a", "provider_failed")])
+    assert case.backends[0].bulkhead.in_flight == 0
