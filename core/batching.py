@@ -9,6 +9,7 @@ import copy
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
+from core.db import Busy
 from core.errors import DomainError, Unavailable
 
 K = TypeVar("K")
@@ -16,12 +17,6 @@ R = TypeVar("R")
 
 
 Waiter = tuple[K, asyncio.Future[R | None]]
-
-
-class Overloaded(Unavailable):
-    """Too much is waiting for the database."""
-
-    retry_after_seconds = 1
 
 
 class Batcher(Generic[K, R]):
@@ -52,10 +47,10 @@ class Batcher(Generic[K, R]):
     async def find(self, key: K) -> R | None:
         """What was found for the key, None for nothing.
 
-        Raises what `look_up` raises; Overloaded when too many wait, or for too long.
+        Raises what `look_up` raises; Busy when too many wait, or for too long.
         """
         if len(self._waiting) >= self._longest_queue:
-            raise Overloaded
+            raise Busy
         future: asyncio.Future[R | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((key, future))
         if self._worker is None:
@@ -84,7 +79,7 @@ class Batcher(Generic[K, R]):
             async with asyncio.timeout(self._seconds):
                 found = await self._look_up(list(dict.fromkeys(k for k, _ in batch)))
         except TimeoutError:
-            _fail(batch, Overloaded())
+            _fail(batch, Busy())
         except Unavailable as error:
             _fail(batch, error)
         except Exception as error:

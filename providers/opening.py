@@ -23,6 +23,7 @@ async def open_plan(plan: Plan, stack: AsyncExitStack) -> tuple[list[Backend], s
         first = await _open_named(named, stack)
         note = f"{_called(named)}, as configured"
     reserve = [await _open_named(configured, stack) for configured in plan.fallback]
+    note += "".join(f"; then {_called(configured)}" for configured in plan.fallback)
     return [first, *reserve], note
 
 

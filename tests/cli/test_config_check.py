@@ -16,6 +16,7 @@ from tests.support.process import vopros as run_vopros
 from tests.support.strange_models import install
 from tests.support.upstream import KEY, Received, Upstream, Wire, upstream_of_its_own
 
+TLS_TROUBLE = "no TLS that can be trusted: its certificate, or no TLS at all"
 ECHO = '[llm]\nprovider = "echo"\n[providers.echo]\ntype = "echo"\n'
 SPARE = (
     '[providers.spare]\ntype = "openai"\nbase_url = "https://example.org/v1"\n'
@@ -332,14 +333,14 @@ async def test_U01_U21_live_tells_what_cannot_be_reached_or_trusted(
     unreachable = ("no", "cannot be reached")
     assert troubles == {
         "gone": unreachable,
-        "untrusted": ("no", "certificate not trusted"),
+        "untrusted": ("no", TLS_TROUBLE),
         "nowhere": unreachable,
         "proxied": unreachable,
     }
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "vopros: provider 'gone' is in use: cannot be reached",
-        "vopros: provider 'untrusted' is in use: certificate not trusted",
+        f"vopros: provider 'untrusted' is in use: {TLS_TROUBLE}",
     ]
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.batching import Batcher, Overloaded
-from core.db import DatabaseUnavailable
+from core.batching import Batcher
+from core.db import Busy, DatabaseUnavailable
 
 
 class Store:
@@ -108,7 +108,7 @@ async def test_a_batch_has_its_own_deadline() -> None:
     stuck = await asyncio.gather(
         *(batcher.find(key) for key in (2, 4)), return_exceptions=True
     )
-    assert {type(outcome) for outcome in stuck} == {Overloaded}
+    assert {type(outcome) for outcome in stuck} == {Busy}
     store.is_open.set()
     assert await batcher.find(6) == 36
 
@@ -119,7 +119,7 @@ async def test_the_queue_is_bounded_and_so_is_a_batch() -> None:
     found = await asyncio.gather(
         *(batcher.find(key) for key in range(8)), return_exceptions=True
     )
-    refused = [outcome for outcome in found if isinstance(outcome, Overloaded)]
+    refused = [outcome for outcome in found if isinstance(outcome, Busy)]
     assert len(refused) == 3
     assert store.batches == [[0, 1], [2, 3], [4]]
 
