@@ -7,6 +7,7 @@ is never lost, beside a few readers; PostgreSQL is one pool.
 
 import asyncio
 import json
+import logging
 import os
 import random
 import sqlite3
@@ -51,6 +52,8 @@ from sqlalchemy.types import TypeDecorator
 from core.errors import DomainError, StartRefused, Unavailable
 from core.module import ROOT
 from core.settings import DatabaseSettings
+
+log = logging.getLogger(__name__)
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -132,6 +135,10 @@ class Busy(Unavailable):
     retry_after_seconds = 1
 
 
+class DatabaseBehind(Unavailable):
+    """The database is not at the revision that this server needs."""
+
+
 class StorageFull(Unavailable):
     """There is no room left to store anything."""
 
@@ -150,6 +157,8 @@ _UNAVAILABLE_CODES = {
     sqlite3.SQLITE_NOTADB,
 }
 # No waiting helps: somebody has to change the configuration or the database.
+# A table or a column that this release knows and the database does not, or no more.
+_BEHIND_STATES = {"42P01", "42703"}
 _HOPELESS = {
     "28000": "the database does not let this user in",
     "28P01": "the database refuses the user name or the password",
@@ -180,6 +189,8 @@ def _translate_driver(exc: sa_exc.DBAPIError) -> DomainError | None:
     code = (getattr(exc.orig, "sqlite_errorcode", None) or 0) & 0xFF
     if state in _BUSY_STATES or code in _BUSY_CODES:
         return Busy()
+    if state in _BEHIND_STATES:
+        return DatabaseBehind()
     if code == sqlite3.SQLITE_FULL or state == "53100":
         return StorageFull()
     if code in _UNAVAILABLE_CODES:
@@ -242,6 +253,12 @@ class Database:
         else:
             async with _translated(), self._reader.connect() as connection:
                 yield connection
+
+    @asynccontextmanager
+    async def query(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for one statement that reads, where a session costs too much."""
+        async with _translated(), self._reader.connect() as connection:
+            yield connection
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
@@ -322,6 +339,9 @@ async def _translated() -> AsyncIterator[None]:
     except Exception as exc:
         if (domain := translate(exc)) is None:
             raise
+        if isinstance(domain, DatabaseBehind):
+            # Or a mistake of ours, which must not go unnoticed.
+            log.error("database.behind", extra={"sqlstate": _sqlstate(exc)})
         raise domain from exc
 
 

@@ -38,8 +38,11 @@ class AnthropicOptions(HttpOptions):
     base_url: str = "https://api.anthropic.com/v1"
     """With the `/v1`: `/messages` and `/models` come after it."""
     model: str = Field(min_length=1)
+    """The model's name, as the API calls it."""
     api_key: SecretStr
+    """Sent as `x-api-key`; better as a reference, "${ANTHROPIC_API_KEY}"."""
     api_version: str = Field("2023-06-01", pattern=r"^\d{4}-\d{2}-\d{2}$")
+    """The version of the API, a date."""
     max_tokens: int = Field(4096, gt=0)
     """The API has no default of its own. `llm.max_tokens` goes first."""
 

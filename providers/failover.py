@@ -267,24 +267,62 @@ class _Question:
     ) -> Answer:
         listener, pieces = self._progress.listener, self._progress.pieces
         pieces.clear()
-        size = 0
+        cleaned = _Cleaned(self._settings.longest_answer_bytes)
         async for event in events:
-            if isinstance(event, Finish):
-                return _answer(backend.name, self._progress.text, event)
-            if not isinstance(event, Delta):
+            if isinstance(event, Delta):
+                text = cleaned.piece(event.text)
+            elif isinstance(event, Finish):
+                text = cleaned.rest()
+            else:
                 raise ProviderBug
-            # Untrusted bytes: PostgreSQL refuses NUL, and UTF-8 lone surrogates.
-            text = storable(event.text)
-            size += len(text) if text.isascii() else len(text.encode())
-            if size > self._settings.longest_answer_bytes:
-                raise AnswerTooLarge
             if text:
                 pieces.append(text)
                 if listener is not None:
                     patience.of_the_reader()
                     await listener.hear(text)
+            if isinstance(event, Finish):
+                return _answer(backend.name, self._progress.text, event)
             patience.renew(backend.options.idle_seconds)
         raise ProviderStreamBroken
+
+
+class _Cleaned:
+    """Untrusted text in pieces, made fit to be stored and sent.
+
+    JSON may escape a character in two halves, and a backend send them apart: the first
+    is held back until it is known whether the other one follows.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._bytes_left = most_bytes
+        self._half = ""
+
+    def piece(self, text: str) -> str:
+        """What there is to tell after this piece. Raises AnswerTooLarge."""
+        if self._half or _is_cut(text):
+            # UTF-16 is what has halves: it joins those that fit, and keeps the others.
+            halves = (self._half + text).encode("utf-16-le", "surrogatepass")
+            text = halves.decode("utf-16-le", "surrogatepass")
+            self._half = text[-1] if _is_cut(text) else ""
+            text = text.removesuffix(self._half)
+        return self._fit(text)
+
+    def rest(self) -> str:
+        """What there is to tell at the end. Raises AnswerTooLarge."""
+        return self._fit(self._half)
+
+    def _fit(self, text: str) -> str:
+        # PostgreSQL refuses NUL, and UTF-8 lone surrogates.
+        text = storable(text)
+        self._bytes_left -= len(text) if text.isascii() else len(text.encode())
+        if self._bytes_left < 0:
+            raise AnswerTooLarge
+        return text
+
+
+def _is_cut(text: str) -> bool:
+    """Whether it ends in the first half of a character."""
+    return "\ud800" <= text[-1:] <= "\udbff"
 
 
 @asynccontextmanager

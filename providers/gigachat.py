@@ -55,13 +55,17 @@ class GigaChatOptions(HttpOptions):
     """[providers.NAME] with type = "gigachat"."""
 
     base_url: str = "https://gigachat.devices.sberbank.ru/api/v1"
+    """Where the API is; its paths are added to this address."""
     model: str = Field("GigaChat-2", min_length=1)
+    """The model's name, as the API calls it."""
     api_key: SecretStr
     """The authorization key, as Sber's site shows it: it buys tokens."""
     auth_url: str = "https://ngw.devices.sberbank.ru:9443/api/v2/oauth"
+    """Where tokens are sold."""
     auth_seconds: float = Field(10, gt=0, le=3600)
     """How long it may take to get a token."""
     scope: str = Field("GIGACHAT_API_PERS", min_length=1)
+    """Whose tokens: of a person, GIGACHAT_API_B2B or GIGACHAT_API_CORP."""
 
     our_keys: ClassVar[frozenset[str]] = CHAT_KEYS
 

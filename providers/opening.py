@@ -24,7 +24,9 @@ async def open_plan(plan: Plan, stack: AsyncExitStack) -> tuple[list[Backend], s
         note = f"{_called(named)}, as configured"
     # Whom `auto` has settled on may stand among the fallbacks as well.
     others = [one for one in plan.fallback if one.name != first.name]
-    return [first, *[await _open_named(one, stack) for one in others]], note
+    reserve = [await _open_named(configured, stack) for configured in others]
+    note += "".join(f"; then {_called(configured)}" for configured in others)
+    return [first, *reserve], note
 
 
 async def _open_named(configured: Configured, stack: AsyncExitStack) -> Backend:

@@ -196,7 +196,7 @@ class ProviderUnreachable(ProviderError, UpstreamFailed):
 
 
 class ProviderTls(ProviderError, UpstreamFailed):
-    """The language model's certificate cannot be trusted."""
+    """No connection to the language model that can be trusted."""
 
 
 class ProviderTimeout(ProviderError, UpstreamTimedOut):

@@ -35,7 +35,7 @@ _HEADINGS = ("name", "type", "model", "reachable", "ms", "trouble")
 _NOT_THERE = (ProviderUnreachable, ProviderTls, ProviderTimeout, ProviderBug)
 _TROUBLES: dict[type[ProviderError], str] = {
     ProviderUnreachable: "cannot be reached",
-    ProviderTls: "certificate not trusted",
+    ProviderTls: "no TLS that can be trusted: its certificate, or no TLS at all",
     ProviderTimeout: f"timeout: no answer in {ASK_SECONDS:g} s",
     ProviderAuth: "key not accepted",
     ProviderMisconfigured: "no list of models there: is base_url right?",

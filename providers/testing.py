@@ -348,6 +348,14 @@ class BackendSuite(ProviderSuite):
             assert asked.system_prompt in told, "the system prompt was not sent"
 
     @_check
+    async def test_the_key_opens_the_backend(self) -> None:
+        async with self.backend(self.answers(Reply(), streamed=False)) as backend:
+            async with self.opened(backend.url, KEY) as model:
+                await hear(model, self.asks(streamed=False))
+            told = backend.requests[-1]
+        assert KEY in f"{told.head} {told.body!r}", "asked without the key"
+
+    @_check
     async def test_nobody_gets_the_answer_of_another(self) -> None:
         all_have_asked = asyncio.Barrier(5)
 
@@ -572,8 +580,10 @@ class Stall:
     async def cancel(self, asking: Coroutine[Any, Any, Heard]) -> None:
         """Cancel a question that it keeps waiting; it must end, and hang up."""
         task = asyncio.create_task(asking)
-        await self._is_silent.wait()
-        assert not task.done(), f"it did not wait: {task}"
+        silence = asyncio.create_task(self._is_silent.wait())
+        await asyncio.wait({task, silence}, return_when=asyncio.FIRST_COMPLETED)
+        silence.cancel()
+        assert not task.done(), f"it did not wait: {await task}"
         task.cancel()
         await asyncio.wait([task], timeout=_AT_ONCE_SECONDS)
         assert task.cancelled(), f"it was cancelled, and is {task}"

@@ -1,11 +1,25 @@
 """Statements about credentials and sessions; each returns rows or None."""
 
+import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Table, bindparam, insert, literal, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    Uuid,
+    bindparam,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from core.db import BigId, UtcDateTime, db_now
 from modules.auth.models import CredentialRow, SessionRow
@@ -76,26 +90,43 @@ async def open_session(
 
 
 _SESSIONS = cast(Table, SessionRow.__table__)
-# Asked for on every request, so it is built once, and of tables: entities cost more.
-_CALLER = (
-    select(ACCOUNTS.c.id, ACCOUNTS.c.username, ACCOUNTS.c.role)
-    .join_from(_SESSIONS, ACCOUNTS, ACCOUNTS.c.id == _SESSIONS.c.user_id)
-    .where(
-        _SESSIONS.c.id == bindparam("session"),
-        _SESSIONS.c.user_id == bindparam("account"),
-        _SESSIONS.c.revoked_at.is_(None),
-        _SESSIONS.c.expires_at > bindparam("now"),
-        ACCOUNTS.c.is_active,
+
+
+def _callers(those: ColumnElement[bool]) -> Select[Any]:
+    return (
+        select(_SESSIONS.c.id.label("session_id"), *ACCOUNTS.c)
+        .join_from(_SESSIONS, ACCOUNTS, ACCOUNTS.c.id == _SESSIONS.c.user_id)
+        .where(
+            those,
+            _SESSIONS.c.revoked_at.is_(None),
+            _SESSIONS.c.expires_at > bindparam("now"),
+            ACCOUNTS.c.is_active,
+        )
     )
-)
 
 
-async def find_caller(
-    session: AsyncSession, session_id: UUID, user_id: int, now: datetime
-) -> Any | None:
-    """The account of a session that still lasts."""
-    known = {"session": session_id, "account": user_id, "now": now}
-    return (await session.execute(_CALLER, known)).one_or_none()
+# Asked for on every request, so each is built once, for any number of sessions.
+_CALLERS = {
+    "postgresql": _callers(
+        _SESSIONS.c.id == func.any(bindparam("sessions", type_=ARRAY(Uuid())))
+    ),
+    "sqlite": _callers(
+        _SESSIONS.c.id.in_(
+            select(func.json_each(bindparam("sessions")).table_valued("value").c.value)
+        )
+    ),
+}
+
+
+async def find_callers(
+    connection: AsyncConnection, sessions: Sequence[UUID], now: datetime
+) -> Sequence[Any]:
+    """The sessions that still last, each with its account."""
+    dialect = connection.dialect.name
+    # SQLite keeps a UUID as its digits.
+    ids = json.dumps([s.hex for s in sessions]) if dialect == "sqlite" else sessions
+    given = {"sessions": ids, "now": now}
+    return (await connection.execute(_CALLERS[dialect], given)).all()
 
 
 async def revoke_others(session: AsyncSession, user_id: int, kept: UUID) -> None:

@@ -2,12 +2,14 @@
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from core.batching import Batcher
 from core.db import Database
 from core.errors import (
     Conflict,
@@ -75,6 +77,7 @@ class Auth:
         self._passwords = passwords
         self._tokens = tokens
         self._clock = clock
+        self._callers = Batcher(self._find_callers)
 
     async def register(
         self, username: str, password: str, role: Role = Role.USER
@@ -151,15 +154,20 @@ class Auth:
         Raises InvalidToken; DatabaseUnavailable when nobody can know.
         """
         claims = self._tokens.read(token)
-        async with self._db.reading() as session:
-            # As with the token: another server's clock may be a little behind.
-            now = self._clock() - self._tokens.leeway
-            row = await repository.find_caller(
-                session, claims.session_id, claims.user_id, now
-            )
-        if row is None:
+        principal = await self._callers.find(claims.session_id)
+        if principal is None or principal.user_id != claims.user_id:
             raise InvalidToken
-        return Principal(row.id, row.username, row.role, claims.session_id)
+        return principal
+
+    async def _find_callers(self, sessions: Sequence[UUID]) -> dict[UUID, Principal]:
+        # As with the token: another server's clock may be a little behind.
+        now = self._clock() - self._tokens.leeway
+        async with self._db.query() as connection:
+            rows = await repository.find_callers(connection, sessions, now)
+        return {
+            row.session_id: Principal(row.id, row.username, row.role, row.session_id)
+            for row in rows
+        }
 
     async def set_role(self, username: str, role: Role) -> User:
         """For operators only. Raises UserNotFound, LastAdmin."""

@@ -16,6 +16,7 @@ from tests.support.process import vopros as run_vopros
 from tests.support.strange_models import install
 from tests.support.upstream import KEY, Received, Upstream, Wire, upstream_of_its_own
 
+TLS_TROUBLE = "no TLS that can be trusted: its certificate, or no TLS at all"
 ECHO = '[llm]\nprovider = "echo"\n[providers.echo]\ntype = "echo"\n'
 SPARE = (
     '[providers.spare]\ntype = "openai"\nbase_url = "https://example.org/v1"\n'
@@ -216,7 +217,11 @@ async def ask_live(
     return done, {row[0]: row[1:] for row in rows[1:]}
 
 
-async def test_live_asks_all_and_shows_what_it_found(file: Path) -> None:
+async def test_live_asks_all_and_shows_what_it_found(
+    file: Path, tmp_path: Path
+) -> None:
+    (folder := tmp_path / "site").mkdir()
+    install(folder, "friendly")
     async with (
         model_list(serving(models("m-0", "m-1"))) as well,
         model_list(serving(models("m-0"))) as without,
@@ -224,13 +229,13 @@ async def test_live_asks_all_and_shows_what_it_found(file: Path) -> None:
     ):
         file.write_text(
             '[llm]\nprovider = "well"\nfallback = ["reserve"]\n'
-            '[providers.reserve]\ntype = "echo"\n'
+            '[providers.reserve]\ntype = "friendly"\n'
             + table("without", without.base_url)
             + table("silent", silent.base_url)
             + table("well", well.base_url)
             + SPARE
         )
-        done, rows = await ask_live(file)
+        done, rows = await ask_live(file, PYTHONPATH=str(folder))
         assert (done.returncode, done.stderr) == (0, "")
         asked = [fake.requests for fake in (well, without, silent)]
         assert [len(requests) for requests in asked] == [1, 1, 1]
@@ -242,7 +247,7 @@ async def test_live_asks_all_and_shows_what_it_found(file: Path) -> None:
         assert 0 <= int(took) < 5000
     assert rows["silent"][-1] == "-"
     unasked = ["not asked", "-", "cannot be asked for free"]
-    assert rows["reserve"] == ["echo", "-", *unasked]
+    assert rows["reserve"] == ["friendly", "-", *unasked]
     unset = "the variable SPARE_KEY is not set"
     assert rows["spare"] == ["openai", "m", "not asked", "-", unset]
 
@@ -328,14 +333,14 @@ async def test_U01_U21_live_tells_what_cannot_be_reached_or_trusted(
     unreachable = ("no", "cannot be reached")
     assert troubles == {
         "gone": unreachable,
-        "untrusted": ("no", "certificate not trusted"),
+        "untrusted": ("no", TLS_TROUBLE),
         "nowhere": unreachable,
         "proxied": unreachable,
     }
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "vopros: provider 'gone' is in use: cannot be reached",
-        "vopros: provider 'untrusted' is in use: certificate not trusted",
+        f"vopros: provider 'untrusted' is in use: {TLS_TROUBLE}",
     ]
 
 
@@ -355,13 +360,14 @@ async def test_U02_live_waits_a_few_seconds_for_all_together(file: Path) -> None
 async def test_live_of_auto_fails_for_the_one_it_would_choose_only(file: Path) -> None:
     async with model_list(serving(SAID, "401 No")) as refusing:
         auto = '[llm]\nauto = ["unset", "shut", "main", "echo"]\n'
-        shut = '[providers.shut]\ntype = "local"\nmodel_file = "no-such-file.gguf"\n'
+        # The file itself holds no certificates, of course.
+        shut = table("shut", "http://127.0.0.1:9/v1", f'ca_file = "{file}"')
         unset = SPARE.replace("spare", "unset")
         main, echo = table("main", refusing.base_url), ECHO.partition("\n[p")[2]
         file.write_text(f"{auto}{shut}{unset}{main}[p{echo}")
         done, rows = await ask_live(file)
         assert next(iter(rows)) == "main"
-        assert rows["shut"][-1] == "model_file does not exist"
+        assert rows["shut"][-1] == "ca_file holds no certificates in PEM"
         assert done.stderr == "vopros: provider 'main' is in use: key not accepted\n"
         assert done.returncode == 1
 
@@ -372,8 +378,8 @@ async def test_live_of_auto_fails_for_the_one_it_would_choose_only(file: Path) -
 
         done, rows = await ask_live(file, VOPROS_LLM__AUTO="unset,shut")
         assert done.returncode == 1
-        told = "vopros: provider 'shut' is in use: model_file does not exist\n"
-        assert done.stderr == told
+        told = "vopros: provider 'shut' is in use: ca_file holds no certificates in PEM"
+        assert done.stderr == f"{told}\n"
 
 
 STRANGE = """\

@@ -182,6 +182,10 @@ async def test_every_command_for_operators_works(
     assert json.loads((tmp_path / "schema.json").read_text())["type"] == "object"
 
 
+async def refuses(wire: Wire, received: Received) -> None:
+    await wire.respond(status="400 Bad Request")
+
+
 async def test_the_readers_python_reads_a_stream_and_knows_its_end(
     service: Running, api: Api, ada: Account, upstream: Upstream
 ) -> None:
@@ -196,6 +200,9 @@ async def test_the_readers_python_reads_a_stream_and_knows_its_end(
         assert await asyncio.to_thread(read) == "Paris \u2028"
     async with upstream.behaving(streams(*deltas("Par"), is_cut=True)):
         with pytest.raises(RuntimeError, match="answer broke off"):
+            await asyncio.to_thread(read)
+    async with upstream.behaving(refuses):
+        with pytest.raises(RuntimeError, match="does not accept this question"):
             await asyncio.to_thread(read)
 
 

@@ -233,7 +233,7 @@ async def test_the_answer_is_told_as_it_comes(
         written.put_nowait(event(chunk("One")))
         async with api.reading(ada, QUESTION) as reading:
             assert (await reading.next()).name == "meta"
-            for piece in (" two", " three", " four"):
+            for piece in (" two", " three \U0001f600", " four"):
                 assert (await reading.next()).name == "delta"
                 written.put_nowait(event(chunk(piece)))
             for part in ending(usage=COUNTED):
@@ -241,7 +241,7 @@ async def test_the_answer_is_told_as_it_comes(
             written.put_nowait(None)
             last, done = await reading.rest()
     assert last.data == {"text": " four"}
-    assert done.data["answer"] == "One two three four"
+    assert done.data["answer"] == "One two three \U0001f600 four"
     (received,) = upstream.requests
     assert received.json["stream"] is True
     assert received.json["stream_options"] == {"include_usage": True}
@@ -402,13 +402,46 @@ async def test_U28_odd_characters_are_told_and_stored_alike(
     api: Api, ada: Account, upstream: Upstream
 ) -> None:
     behaviour = streams(
-        *deltas("a\0", "b\ud800", "\udfffc", NASTY),
+        *deltas("a\0", "b\ud800", "c\udfff", "d", NASTY),
         event(chunk(reason="stop") | {"model": "m\0\ud800"}),
         DONE,
     )
     question = await read_answer(api, ada, upstream, behaviour)
-    assert question["answer"] == f"a\ufffdb\ufffd\ufffdc{NASTY}"
+    assert question["answer"] == f"a\ufffdb\ufffdc\ufffdd{NASTY}"
     assert question["model"] == "m\ufffd\ufffd"
+
+
+HALVES = {
+    "two_halves": (["a \ud83d", "\ude00 b"], "a \U0001f600 b"),
+    "with_a_pause_between": (["\ud83d", "", "\ude00"], "\U0001f600"),
+    "two_in_a_row": (["\ud83d", "\ude00\ud83d", "\ude01"], "\U0001f600\U0001f601"),
+    "first_half_alone": (["a\ud83d", "b", "\ude00"], "a\ufffdb\ufffd"),
+    "first_half_twice": (["\ud83d", "\ud83d", "\ude00"], "\ufffd\U0001f600"),
+    "first_half_before_another": (["\ud83d", "\U0001f600"], "\ufffd\U0001f600"),
+    "first_half_last": (["a\ud83d"], "a\ufffd"),
+    "second_half_first": (["\ude00", "\ud83d", "a"], "\ufffd\ufffda"),
+}
+
+
+@pytest.mark.parametrize(("sent", "answer"), HALVES.values(), ids=HALVES)
+async def test_U28_a_character_sent_in_two_halves_is_one_character(
+    api: Api, ada: Account, upstream: Upstream, sent: list[str], answer: str
+) -> None:
+    events = [event(chunk(text, reasoning="" if text else "Hm.")) for text in sent]
+    question = await read_answer(api, ada, upstream, streams(*events, *ending()))
+    assert question["answer"] == answer
+
+
+async def test_U28_half_a_character_counts_towards_the_limit(
+    api: Api, ada: Account, upstream: Upstream
+) -> None:
+    fits = "x" * (LONGEST_ANSWER - 3)
+    behaviour = streams(*deltas(fits, "\ud83d"), *ending())
+    answer = (await read_answer(api, ada, upstream, behaviour))["answer"]
+    assert answer == f"{fits}\ufffd"
+    beyond = streams(*deltas(fits, "x\ud83d"), *ending())
+    kept = await read_failure(api, ada, upstream, beyond, "answer_too_large")
+    assert kept == f"{fits}x"
 
 
 # What breaks off.
@@ -613,8 +646,18 @@ async def test_U19_how_long_to_wait_is_told_before_a_stream_begins(
 
 @pytest.mark.parametrize(
     "first",
-    [sends(), sends(STREAM_HEAD), streams(event(chunk("Ha"))[:-5], is_cut=True)],
-    ids=["U05_closed", "U08_cut", "U08_cut_within_an_event"],
+    [
+        sends(),
+        sends(STREAM_HEAD),
+        streams(event(chunk("Ha"))[:-5], is_cut=True),
+        streams(*deltas("\ud83d"), is_cut=True),
+    ],
+    ids=[
+        "U05_closed",
+        "U08_cut",
+        "U08_cut_within_an_event",
+        "U08_cut_within_a_character",
+    ],
 )
 async def test_a_stream_that_breaks_before_its_first_piece_is_asked_for_again(
     tmp_path: Path, databases: Databases, first: Behaviour
@@ -633,6 +676,27 @@ async def test_a_stream_that_breaks_before_its_first_piece_is_asked_for_again(
     failed, answered = done.data["attempts"]
     assert failed["outcome"].startswith("provider_")
     assert answered["outcome"] == "answered"
+
+
+async def test_U27_what_a_failed_try_said_does_not_count_towards_the_limit(
+    tmp_path: Path, databases: Databases
+) -> None:
+    url = await databases.migrated("sqlite")
+    limit = f"longest_answer_bytes = {LONGEST_ANSWER}"
+    longest = "x" * LONGEST_ANSWER
+    cut = streams(*deltas(longest), is_cut=True)
+    behaviours = iter([cut, responds(completion(longest))])
+
+    async def behave(wire: Wire, received: Received) -> None:
+        await next(behaviours)(wire, received)
+
+    async with upstream_of_its_own() as upstream:
+        file = write_config(tmp_path / "app.toml", url, upstream.base_url, llm=limit)
+        async with served(file) as (_, api), upstream.behaving(behave):
+            answer = await api.ask(await api.account(), QUESTION)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["answer"] == longest
+    assert len(answer.json()["attempts"]) == 2
 
 
 # What stalls.

@@ -293,7 +293,7 @@ async def test_a_refusal_is_an_error_of_ours_without_its_words(
         with pytest.raises(expected) as raised:
             await heard(chat, request_)
     assert raised.value.upstream_status == int(status[:3])
-    assert raised.value.told_wait == (7 if "429" in status else None)
+    assert raised.value.told_wait == (7 if status[:3] in ("429", "529") else None)
     assert_tells_nothing(raised.value)
 
 

@@ -520,4 +520,22 @@ async def test_F44_a_plugin_that_does_not_let_go_is_left_at_the_deadline(
     async with asyncio.timeout(10):
         failure = await case.fail(reader)
     assert failure.code == "provider_bug"
+
+
+async def test_U36_who_leaves_during_the_pause_before_a_retry_is_not_asked_for() -> (
+    None
+):
+    class Waiting(Time):
+        async def sleep(self, seconds: float) -> None:
+            self.slept.append(seconds)
+            await asyncio.Event().wait()
+
+    case = Case(Scripted(ProviderFailed(), "Too late."), time=Waiting())
+    asking = asyncio.create_task(case.ask())
+    while not case.time.slept:
+        await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait({asking})
+    assert asking.cancelled()
+    assert (case.calls, case.attempts) == ([1], [("a", "provider_failed")])
     assert case.backends[0].bulkhead.in_flight == 0

@@ -181,18 +181,10 @@ async def test_U36_a_client_that_hangs_up_is_not_answered_at_the_models_price(
         client.transport.abort() if by_reset else client.close()
         async with asyncio.timeout(1):
             await upstream_was_left.wait()
-    question = await settled(api, ada)
+    question = await api.settled(ada)
     assert question["status"] == "interrupted"
     assert question["error_code"] == "client_gone"
     assert question["answer"] is None
-
-
-async def settled(api: Api, who: Account) -> dict[str, Any]:
-    """The newest question, once it is pending no more."""
-    async with asyncio.timeout(5):
-        while (question := (await api.newest(who))[0])["status"] == "pending":
-            await asyncio.sleep(0.01)
-    return question
 
 
 async def test_fifty_askers_at_once_each_get_their_own_answer(

@@ -56,14 +56,6 @@ class Told:
         self.was_left.set()
 
 
-async def settled(api: Api, who: Account) -> dict[str, Any]:
-    """The newest question, once it is pending no more."""
-    async with asyncio.timeout(5):
-        while (question := (await api.newest(who))[0])["status"] == "pending":
-            await asyncio.sleep(0.01)
-    return question
-
-
 async def test_an_answer_is_read_word_by_word_and_stored_once(
     api: Api, ada: Account, upstream: Upstream
 ) -> None:
@@ -190,7 +182,7 @@ async def test_once_committed_a_failure_is_an_event(
     assert (error.data["status"], error.data["code"]) == (502, "provider_auth")
     assert error.data["question_id"] == meta.data["id"]
     assert error.data["request_id"] == reading.response.headers["x-request-id"]
-    assert (await settled(impatient, ada))["error_code"] == "provider_auth"
+    assert (await impatient.settled(ada))["error_code"] == "provider_auth"
 
 
 @pytest.mark.parametrize("said", [[], ["Half an ", "answer"]], ids=["before", "mid"])
@@ -212,7 +204,7 @@ async def test_U36_a_reader_who_hangs_up_ends_the_call_and_keeps_what_came(
             asking.cancel()
         async with asyncio.timeout(1):
             await model.was_left.wait()
-        question = await settled(api, ada)
+        question = await api.settled(ada)
     assert (question["status"], question["error_code"]) == (
         "interrupted",
         "client_gone",
@@ -243,7 +235,7 @@ async def test_U37_a_reader_who_does_not_read_slows_the_model_down(
     async with served(file) as (found, api), upstream.behaving(say_much):
         ada = await api.account()
         writer = await start_by_hand(api, ada)
-        question = await settled(api, ada)
+        question = await api.settled(ada)
         # What fits into the socket, and a long way from all there was to read.
         assert 0 < len(question["answer"]) < 900_000
         assert (question["status"], question["error_code"]) == (

@@ -6,9 +6,9 @@ https://platform.claude.com/docs/en/api/messages (request, answer, stop reasons)
 /docs/en/api/models/list.
 """
 
-import json
 from typing import Any
 
+from providers.testing import sse
 from tests.support.upstream import KEY, Received, Wire
 
 MODEL = "claude-fake-1"
@@ -38,14 +38,13 @@ def text(words: str) -> dict[str, Any]:
 
 def event(kind: str, **data: Any) -> str:
     """One event of a stream, as it goes over the wire."""
-    body = json.dumps({"type": kind} | data, ensure_ascii=False)
-    return f"event: {kind}\ndata: {body}\n\n"
+    return sse({"type": kind} | data, kind).decode()
 
 
-def started() -> str:
+def started(**more: Any) -> str:
     """The beginning of every stream: an answer without content, and its tokens."""
-    usage = {"input_tokens": 12, "output_tokens": 1}
-    return event("message_start", message=message(reason=None, usage=usage))
+    about = {"usage": {"input_tokens": 12, "output_tokens": 1}} | more
+    return event("message_start", message=message(reason=None, **about))
 
 
 def block(number: int, kind: str, *deltas: dict[str, Any]) -> str:
@@ -86,7 +85,7 @@ def error(kind: str, words: str = "") -> dict[str, Any]:
 
 def failed(kind: str, words: str) -> str:
     """An error within a stream."""
-    return f"event: error\ndata: {json.dumps(error(kind, words))}\n\n"
+    return sse(error(kind, words), "error").decode()
 
 
 async def answers(wire: Wire, received: Received) -> None:

@@ -1,5 +1,6 @@
 """The API as a client sees it, with a few words for what every test does."""
 
+import asyncio
 import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
@@ -149,6 +150,13 @@ class Api:
     async def get(self, path: str, who: Account | None = None, **query: Any) -> Any:
         headers = who.auth if who else {}
         return await self.http.get(path, headers=headers, params=query or None)
+
+    async def settled(self, who: Account) -> dict[str, Any]:
+        """The newest question, once it is pending no more."""
+        async with asyncio.timeout(5):
+            while (question := (await self.newest(who))[0])["status"] == "pending":
+                await asyncio.sleep(0.01)
+        return question
 
     async def newest(self, who: Account) -> list[dict[str, Any]]:
         answer = await self.get("/questions/me", who)

@@ -15,7 +15,7 @@ from tests.support.upstream import Received, Upstream, Wire
 USER = {"id", "username", "role", "created_at", "is_active"}
 QUESTION = {
     *("id", "user_id", "username", "content", "status", "answer", "provider", "model"),
-    *("usage", "finish_reason", "error_code", "asked_at", "answered_at"),
+    *("usage", "finish_reason", "error_code", "attempts", "asked_at", "answered_at"),
 }
 ADMINS_ONLY = ("/users", "/users/1", "/questions", "/users?limit=0", "/users/x")
 
