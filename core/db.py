@@ -147,6 +147,8 @@ class StorageFull(Unavailable):
 
 _LONGEST_REST_SECONDS = 5.0
 _BUSY_STATES = {"55P03", "57014", "40001", "40P01"}
+# A table or a column that this release knows and the database does not, or no more.
+_BEHIND_STATES = {"42P01", "42703"}
 _GONE_STATES = {"53300", "25006", "57P01", "57P02", "57P03"}
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _UNAVAILABLE_CODES = {
@@ -157,8 +159,6 @@ _UNAVAILABLE_CODES = {
     sqlite3.SQLITE_NOTADB,
 }
 # No waiting helps: somebody has to change the configuration or the database.
-# A table or a column that this release knows and the database does not, or no more.
-_BEHIND_STATES = {"42P01", "42703"}
 _HOPELESS = {
     "28000": "the database does not let this user in",
     "28P01": "the database refuses the user name or the password",

@@ -152,11 +152,13 @@ class Api:
         return await self.http.get(path, headers=headers, params=query or None)
 
     async def settled(self, who: Account) -> dict[str, Any]:
-        """The newest question, once it is pending no more."""
+        """The newest question, once it is there and pending no more."""
         async with asyncio.timeout(5):
-            while (question := (await self.newest(who))[0])["status"] == "pending":
+            while True:
+                newest = await self.newest(who)
+                if newest and newest[0]["status"] != "pending":
+                    return newest[0]
                 await asyncio.sleep(0.01)
-        return question
 
     async def newest(self, who: Account) -> list[dict[str, Any]]:
         answer = await self.get("/questions/me", who)
