@@ -74,7 +74,7 @@ def findings(file: Path, **env: str) -> list[str]:
         ),
         (
             SPARE.replace("https:", "ftp:").replace("${SPARE_KEY}", KEY),
-            "[providers.spare]: base_url must be an http:// or https:// address",
+            "[providers.spare] base_url: must be an http:// or https:// address",
         ),
     ],
     ids=[
