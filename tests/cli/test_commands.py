@@ -424,7 +424,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 def test_help_works_whatever_the_configuration_is(tmp_path: Path) -> None:
     file = tmp_path / "app.toml"
     for text in ("not toml", '[modules]\nenabled = ["nosuch"]', "[modules]\nx = 1"):
-        file.write_text(text)
+        file.write_text(f'{text}\n[providers.echo]\ntype = "echo"\n')
         done = vopros("--config", file, "--help")
         assert done.returncode == 0
         assert "accounts" in done.stdout

@@ -104,6 +104,17 @@ def test_everything_wrong_is_told_at_once_and_nothing_twice(file: Path) -> None:
     ]
 
 
+def test_a_mistake_in_a_plain_table_does_not_hide_one_in_an_unused_provider(
+    file: Path,
+) -> None:
+    file.write_text(f'[server]\nprot = 1\n{ECHO}{SPARE}proxy = "ftp://{KEY}"\n')
+    assert findings(file) == [
+        "[server] prot: there is no such key (did you mean 'port'?)",
+        "[providers.spare] proxy: must be http, https, socks5, socks5h, with a host and"
+        " a port",
+    ]
+
+
 def test_a_variable_that_only_an_unused_table_needs_is_a_note(file: Path) -> None:
     file.write_text(ECHO + SPARE)
     done = check(file)
