@@ -5,7 +5,14 @@ import asyncio
 import importlib
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +35,26 @@ class Invocation:
 
     file: Path | None = None
 
-    def settings(self, *, thorough: bool = False, **server: Any) -> Any:
-        """Load the configuration; exits with 78 and readable lines when it is wrong."""
+    def settings(
+        self,
+        *,
+        thorough: bool = False,
+        opening: Collection[str] | None = None,
+        **server: Any,
+    ) -> Any:
+        """Load the configuration; exits with 78 and readable lines when it is wrong.
+
+        A command that opens no module, or some, does not need what others do.
+        """
         from core.settings import load_settings
 
         overrides: dict[tuple[str, ...], str] = {
             ("server", key): value for key, value in server.items() if value is not None
         }
         with refusals(CONFIGURATION_ERROR):
-            return load_settings(self.file, overrides=overrides, thorough=thorough)
+            return load_settings(
+                self.file, overrides=overrides, thorough=thorough, opening=opening
+            )
 
 
 @contextmanager
@@ -109,7 +127,7 @@ def migrate_up(context: typer.Context) -> None:
     """Bring the tables of every enabled module to their newest revision."""
     if context.invoked_subcommand is not None:
         return
-    settings = context.obj.settings()
+    settings = context.obj.settings(opening=())
     from core.migrate import upgrade
 
     moved = run(lambda: _migrating(settings, lambda db: upgrade(db, settings.modules)))
@@ -123,7 +141,7 @@ def migrate_down(
     to: Annotated[str, typer.Option(help="The revision to stop at.")] = "base",
 ) -> None:
     """Take one module's tables back, data included."""
-    settings = context.obj.settings()
+    settings = context.obj.settings(opening=())
     from core.migrate import downgrade
 
     run(
@@ -141,7 +159,7 @@ def revision(
     message: Annotated[str, typer.Argument(help="What is now true.")],
 ) -> None:
     """Write a module's next migration from its models."""
-    settings = context.obj.settings()
+    settings = context.obj.settings(opening=())
     from core.migrate import write_revision
 
     typer.echo(

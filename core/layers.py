@@ -64,9 +64,10 @@ class RawSettings:
         for end in range(len(path), 0, -1):
             if found := self.set_by(*path[:end]):
                 return found
-        # A table comes from wherever its first key does.
-        below = (self.origins[k] for k in self.origins if k[: len(path)] == path)
-        return next(below, self.file)
+        # A table comes from the lowest layer that has any of its keys.
+        below = [keys for keys in self.origins if keys[: len(path)] == path]
+        lowest = min(below, key=self.layers.__getitem__, default=())
+        return self.origins.get(lowest, self.file)
 
     def set_by(self, *path: str) -> str | None:
         """Who set this very value, or the file that it is in; None for nobody."""
@@ -142,6 +143,12 @@ def _lay(raw: RawSettings, keys: Keys, value: Any, origin: str, layer: int) -> N
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which known name was probably meant, or which there are."""
     names = sorted(known)
-    if found := difflib.get_close_matches(name, names, n=1, cutoff=0.5):
-        return f"did you mean {found[0]!r}?"
+    if found := closest(name, names):
+        return f"did you mean {found!r}?"
     return f"there are: {', '.join(names)}" if names else "there are none"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant."""
+    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return found[0] if found else None

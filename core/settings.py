@@ -7,14 +7,15 @@ own. `layers` reads them all, `tables` checks each.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, SecretStr
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, field_validator
 
+from core.errors import StartRefused
 from core.layers import (
     ConfigurationRefused,
     Finding,
@@ -39,6 +40,7 @@ from core.tables import (
     Words,
     holds_secrets,
     read_table,
+    salvage,
 )
 
 # What is called so is masked, whoever reads it: numbers of tokens and seconds are not.
@@ -50,6 +52,7 @@ _SUSPECT = re.compile(
     r"key|secret|token(?!s|_seconds)|password|authorization|header|query|proxy",
     re.IGNORECASE,
 )
+_HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
 _MASK = "**********"
 
 
@@ -79,6 +82,13 @@ class ServerSettings(Section):
     """How long a request body may take to arrive."""
     shutdown_seconds: int = Field(25, ge=0)
     """How long what is under way may go on once the server is told to stop."""
+
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        if not _HOST_NAME.fullmatch(host) and not _is_address(host):
+            raise ValueError("must be an address or the name of a host")
+        return host
 
 
 class DatabaseSettings(Section):
@@ -147,6 +157,8 @@ class Settings:
     raw: RawSettings
     sections: Mapping[str, BaseModel]
     modules: tuple[Module, ...]
+    unread: frozenset[Keys] = frozenset()
+    """What is found wrong already; only while a check looks for what else is."""
 
     def section(self, kind: type[M]) -> M:
         """Return the section of this class."""
@@ -165,21 +177,49 @@ class Settings:
         url = self.section(DatabaseSettings).url.get_secret_value()
         return url.startswith("sqlite")
 
-    def findings(self) -> Iterator[Finding]:
-        """What no section can say alone, and what the modules find wrong."""
-        if self.is_sqlite and self.section(ServerSettings).workers > 1:
-            origin = self.raw.origin("server", "workers")
-            problem = "must be 1 with SQLite, whose file has one server"
-            yield Finding(origin, "server", "workers", problem)
-        for module in self.modules:
-            if module.check is not None:
+    def is_known(self, *path: str) -> bool:
+        """Whether neither the value at `path` nor anything below was found wrong."""
+        return not any(
+            path[: len(keys)] == keys or keys[: len(path)] == path
+            for keys in self.unread
+        )
+
+    def findings(self, opening: Collection[Module]) -> Iterator[Finding]:
+        """What no section can say alone, and what the modules to open find wrong."""
+        if self.is_known("database", "url"):
+            yield from self._database_findings()
+        for module in self._readable():
+            if module.check is not None and module in opening:
                 yield from module.check(self)
 
     def remarks(self) -> Iterator[Finding]:
         """What the modules find where no start needs it; unset is no mistake there."""
-        for module in self.modules:
+        for module in self._readable():
             if module.inspect is not None:
                 yield from module.inspect(self)
+
+    def _database_findings(self) -> Iterator[Finding]:
+        from core.db import database_url
+
+        try:
+            database_url(self.section(DatabaseSettings))
+        except StartRefused as exc:
+            origin = self.raw.origin("database", "url")
+            problem = str(exc).removeprefix("[database] url: ")
+            yield Finding(origin, "database", "url", problem)
+        if self.is_sqlite and self.section(ServerSettings).workers > 1:
+            origin = self.raw.origin("server", "workers")
+            problem = "must be 1 with SQLite, whose file has one server"
+            yield Finding(origin, "server", "workers", problem)
+
+    def _readable(self) -> Iterator[Module]:
+        """The modules whose sections are there, and those of what they require."""
+        names: set[str] = set()
+        for module in self.modules:
+            is_whole = module.sections.keys() <= self.sections.keys()
+            if is_whole and names.issuperset(module.requires):
+                names.add(module.name)
+                yield module
 
 
 def load_settings(
@@ -188,34 +228,65 @@ def load_settings(
     overrides: Mapping[Keys, str] | None = None,
     *,
     thorough: bool = False,
+    opening: Collection[str] | None = None,
 ) -> Settings:
     """Read, check and return the configuration; `thorough` also what no start needs.
 
-    Raises ConfigurationRefused with every finding at once, or StartRefused.
+    Every table is read, but what is behind them is checked only for the modules
+    `opening` with what they require; not given, all. Raises ConfigurationRefused with
+    every finding at once, or StartRefused.
     """
     raw = read_layers(file, os.environ if environ is None else environ, overrides)
-    sections: dict[str, BaseModel] = {}
-    findings: list[Finding] = []
-    findings += _read_sections(raw, CORE_SECTIONS, sections)
-    if "modules" not in sections:
-        raise ConfigurationRefused(findings)
-    enabled = sections["modules"]
-    assert isinstance(enabled, ModulesSettings)
-    if unknown := list(_unknown_modules(raw, enabled)):
-        raise ConfigurationRefused([*findings, *unknown])
-    modules = load_modules(enabled.names)
+    reader = _Reader(raw)
+    reader.read(CORE_SECTIONS)
+    modules = reader.load_modules()
     for module in modules:
-        findings += _read_sections(raw, module.sections, sections)
-    findings += _unknown_tables(raw, modules)
-    if findings:
-        raise ConfigurationRefused(findings)
-    settings = Settings(raw, sections, modules)
-    findings += settings.findings()
+        reader.read(module.sections)
+    if reader.knows_modules:
+        reader.findings += _unknown_tables(raw, modules)
+    unread = frozenset(reader.unread)
+    settings = Settings(raw, reader.sections, modules, unread)
+    found = [*settings.findings(modules if opening is None else load_modules(opening))]
     if thorough:
-        findings += (found for found in settings.remarks() if not found.is_unset)
-    if findings:
-        raise ConfigurationRefused(dict.fromkeys(findings))
+        found += (remark for remark in settings.remarks() if not remark.is_unset)
+    # Of what is not known nothing more can be said.
+    found = [f for f in found if settings.is_known(*f.table.split("."), f.key)]
+    if findings := dict.fromkeys([*reader.findings, *found]):
+        raise ConfigurationRefused(findings)
     return settings
+
+
+class _Reader:
+    """Reads sections; what is wrong in one does not hide what is wrong in others."""
+
+    def __init__(self, raw: RawSettings) -> None:
+        self._raw = raw
+        self.sections: dict[str, BaseModel] = {}
+        self.findings: list[Finding] = []
+        self.unread: set[Keys] = set()
+        self.knows_modules = True
+        """Whether the tables of all that should be enabled are known."""
+
+    def read(self, kinds: Mapping[str, type[BaseModel]]) -> None:
+        for name, kind in kinds.items():
+            section, findings = read_table(self._raw, (name,), kind)
+            if findings:
+                self.findings += findings
+                section, unread = salvage(self._raw, name, kind, findings)
+                self.unread |= unread
+            if section is not None:
+                self.sections[name] = section
+
+    def load_modules(self) -> tuple[Module, ...]:
+        """Those that are enabled, as far as there are such."""
+        enabled = self.sections["modules"]
+        assert isinstance(enabled, ModulesSettings)
+        unknown = list(_unknown_modules(self._raw, enabled))
+        self.findings += unknown
+        if unknown or any(keys[0] == "modules" for keys in self.unread):
+            self.knows_modules = False
+        known = installed_names()
+        return load_modules(name for name in enabled.names if name in known)
 
 
 def enabled_modules(raw: RawSettings) -> tuple[Module, ...]:
@@ -231,18 +302,6 @@ def _unknown_modules(raw: RawSettings, modules: ModulesSettings) -> Iterator[Fin
             origin, hint = raw.origin("modules", "enabled"), nearest(name, known)
             problem = f"there is no module {name!r}"
             yield Finding(origin, "modules", "enabled", problem, hint)
-
-
-def _read_sections(
-    raw: RawSettings,
-    kinds: Mapping[str, type[BaseModel]],
-    into: dict[str, BaseModel],
-) -> Iterator[Finding]:
-    for name, kind in kinds.items():
-        section, findings = read_table(raw, (name,), kind)
-        yield from findings
-        if section is not None:
-            into[name] = section
 
 
 def _unknown_tables(raw: RawSettings, modules: Iterable[Module]) -> Iterator[Finding]:
@@ -261,10 +320,15 @@ def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a server bound to `host`."""
     if host == "localhost":
         return True
+    return _is_address(host) and ip_address(host).is_loopback
+
+
+def _is_address(host: str) -> bool:
     try:
-        return ip_address(host).is_loopback
+        ip_address(host)
     except ValueError:
         return False
+    return True
 
 
 def describe(settings: Settings) -> Iterator[tuple[str, str, str]]:

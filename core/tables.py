@@ -5,7 +5,8 @@ References to variables and secrets in files are resolved on the way.
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import UnionType
 from typing import (
@@ -28,12 +29,16 @@ from pydantic import (
     ValidationError,
 )
 
-from core.layers import Finding, Keys, RawSettings, nearest
+from core.layers import Finding, Keys, RawSettings, closest, nearest
 
 if TYPE_CHECKING:
     from core.settings import Settings
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+# Not closed, or as a shell would have it: taken as it is, it is sent as a key.
+_ALMOST = re.compile(
+    r"\$\{[A-Za-z_][A-Za-z0-9_]*(?![A-Za-z0-9_}])|^\$[A-Z][A-Z0-9_]{2,}$"
+)
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -93,6 +98,32 @@ def read_table(
             if _is_due(dict(error), unread)
         )
     return (None, findings) if findings else (read, [])
+
+
+def salvage(
+    raw: RawSettings, name: str, kind: type[M], findings: Iterable[Finding]
+) -> tuple[M | None, set[Keys]]:
+    """Read a section again without what `findings` name, so that a check can go on.
+
+    Returns also the paths of what is not known: there are only defaults in its place.
+    The section is None when it has needs that nothing meets.
+    """
+    broken = {finding.key for finding in findings}
+    if "" not in broken:
+        rest = {k: v for k, v in _at(raw, (name,)).items() if k not in broken}
+        read, _ = read_table(replace(raw, tables={name: rest}), (name,), kind)
+        if read is not None:
+            meant = {_meant(key, kind) for key in broken}
+            return read, {(name, key) for key in broken | meant}
+    read, _ = read_table(replace(raw, tables={}), (name,), kind)
+    return read, {(name,)}
+
+
+def _meant(key: str, kind: type[BaseModel]) -> str:
+    """The field that a broken key sets, or was probably meant to set."""
+    known = kind.model_fields
+    key = key.removesuffix("_file") if key not in known else key
+    return closest(key, known) or key
 
 
 def _is_due(error: dict[str, Any], unread: Collection[str]) -> bool:
@@ -200,6 +231,10 @@ def _resolve(raw: RawSettings, path: Keys, value: Any, findings: list[Finding]) 
         return [_resolve(raw, path, item, findings) for item in value]
     if not isinstance(value, str):
         return value
+    place = (raw.origin(*path), ".".join(path[:-1]), path[-1])
+    if _ALMOST.search(value):
+        findings.append(Finding(*place, "looks like a variable: write ${NAME}"))
+        return value
 
     def substitute(reference: re.Match[str]) -> str:
         name = reference[1]
@@ -212,7 +247,6 @@ def _resolve(raw: RawSettings, path: Keys, value: Any, findings: list[Finding]) 
             is_unset = not found
             problem = f"the variable {name} is not set"
         if not found:
-            place = (raw.origin(*path), ".".join(path[:-1]), path[-1])
             findings.append(Finding(*place, problem, is_unset=is_unset))
         return found
 
@@ -242,6 +276,8 @@ def _finding(
         hint = nearest(key, kind.model_fields)
         return Finding(where, table, key, "there is no such key", hint)
     if error["type"] == "missing":
+        # Nobody gave it: that is for whoever gave the rest of its table to mend.
+        where = raw.origin(*path, *loc[:-1])
         return Finding(where, table, key, "this key is needed")
     problem = str(error["msg"]).removeprefix("Value error, ")
     return Finding(where, table, key, problem[:1].lower() + problem[1:])

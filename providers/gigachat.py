@@ -19,13 +19,14 @@ from functools import partial
 from typing import Any, ClassVar
 
 import aiohttp
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator
 
 from providers.hooks import hookimpl
 from providers.http import (
     Endpoint,
     HttpOptions,
-    check_address,
+    checked_address,
+    is_private,
     open_endpoint,
     read_json,
     translated,
@@ -73,10 +74,12 @@ class GigaChatOptions(HttpOptions):
     def secrets(self) -> list[SecretStr]:
         return [self.api_key, *super().secrets]
 
-    @model_validator(mode="after")
-    def _check_auth_url(self) -> "GigaChatOptions":
-        check_address("auth_url", self.auth_url, gets_key=True)
-        return self
+    @field_validator("auth_url")
+    @classmethod
+    def _check_auth_url(cls, auth_url: str) -> str:
+        if not is_private(checked_address(auth_url)):
+            raise ValueError("must be https:// where a key is sent")
+        return auth_url
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from aiohttp_socks import (
     ProxyTimeoutError,
 )
 from multidict import CIMultiDict
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from core.settings import is_loopback
 from providers.public import (
@@ -89,32 +89,62 @@ class HttpOptions(ProviderOptions):
         """What is sent to the backend that nobody else may see."""
         return [*self.headers.values(), *self.query.values()]
 
-    @model_validator(mode="after")
-    def _check(self) -> "HttpOptions":
-        self._check_headers()
-        check_address("base_url", self.base_url, gets_key=bool(self.secrets))
-        if ours := self.our_keys & self.body.keys():
-            raise ValueError(f"body must not set {', '.join(sorted(ours))}")
-        try:
-            json.dumps(self.body, allow_nan=False)
-        except (TypeError, ValueError):  # TOML has dates, infinity and nan
-            raise ValueError("body must hold what JSON can") from None
-        if self.proxy is not None:
-            proxy = _address(self.proxy.get_secret_value())
-            if proxy is None or proxy.scheme not in _PROXY_SCHEMES or not proxy.port:
-                known = ", ".join(_PROXY_SCHEMES)
-                raise ValueError(f"proxy must be {known}, with a host and a port")
-        if self.ca_file is not None and not self.ca_file.is_file():
-            raise ValueError("ca_file does not exist")
-        return self
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, base_url: str) -> str:
+        return checked_address(base_url)
 
-    def _check_headers(self) -> None:
-        values = [secret.get_secret_value() for secret in self.secrets]
-        if not all(map(_HEADER_VALUE.fullmatch, values)):
-            raise ValueError("keys and headers must be printable ASCII, not empty")
-        for name in self.headers:
-            if not is_header_name(name):
-                raise ValueError("headers must have names that may be set")
+    @field_validator("headers")
+    @classmethod
+    def _check_names(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        if not all(map(is_header_name, headers)):
+            raise ValueError("must have names that may be set")
+        return headers
+
+    # The key is a field of those whose API has one.
+    @field_validator("headers", "query", "api_key", check_fields=False)
+    @classmethod
+    def _check_values(cls, given: Any) -> Any:
+        values = given.values() if isinstance(given, dict) else [given]
+        sent = [
+            value.get_secret_value() for value in values if isinstance(value, SecretStr)
+        ]
+        if not all(map(_HEADER_VALUE.fullmatch, sent)):
+            raise ValueError("must be printable ASCII, not empty")
+        return given
+
+    @field_validator("body")
+    @classmethod
+    def _check_body(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if ours := cls.our_keys & body.keys():
+            raise ValueError(f"must not set {', '.join(sorted(ours))}")
+        try:
+            json.dumps(body, allow_nan=False)
+        except (TypeError, ValueError):  # TOML has dates, infinity and nan
+            raise ValueError("must hold what JSON can") from None
+        return body
+
+    @field_validator("proxy")
+    @classmethod
+    def _check_proxy(cls, given: SecretStr | None) -> SecretStr | None:
+        proxy = _address(given.get_secret_value()) if given else None
+        if given is None or (proxy and proxy.scheme in _PROXY_SCHEMES and proxy.port):
+            return given
+        known = ", ".join(_PROXY_SCHEMES)
+        raise ValueError(f"must be {known}, with a host and a port")
+
+    @field_validator("ca_file")
+    @classmethod
+    def _check_ca_file(cls, ca_file: Path | None) -> Path | None:
+        if ca_file is not None and not ca_file.is_file():
+            raise ValueError("there is no such file")
+        return ca_file
+
+    @model_validator(mode="after")
+    def _check_privacy(self) -> "HttpOptions":
+        if self.secrets and not is_private(self.base_url):
+            raise ValueError("base_url must be https:// where a key is sent")
+        return self
 
 
 def is_header_name(name: str) -> bool:
@@ -122,15 +152,20 @@ def is_header_name(name: str) -> bool:
     return bool(_HEADER_NAME.fullmatch(name)) and name.lower() not in _OUR_HEADERS
 
 
-def check_address(key: str, text: str, *, gets_key: bool) -> None:
-    """Raise ValueError, in words of our own, where no request may be sent."""
+def checked_address(text: str) -> str:
+    """Raises ValueError, in words of our own, where no request may be sent."""
     url = _address(text)
     if url is None or url.scheme not in ("http", "https"):
-        raise ValueError(f"{key} must be an http:// or https:// address")
+        raise ValueError("must be an http:// or https:// address")
     if url.username is not None or url.query or url.fragment:
-        raise ValueError(f"{key} must not hold a password, a query or a fragment")
-    if url.scheme == "http" and gets_key and not is_loopback(url.hostname or ""):
-        raise ValueError(f"{key} must be https:// where a key is sent")
+        raise ValueError("must not hold a password, a query or a fragment")
+    return text
+
+
+def is_private(address: str) -> bool:
+    """Whether nobody on the way can read what is sent to this `checked_address`."""
+    url = urlsplit(address)
+    return url.scheme == "https" or is_loopback(url.hostname or "")
 
 
 def _address(text: str) -> SplitResult | None:

@@ -15,7 +15,7 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
-    model_validator,
+    field_validator,
 )
 
 from providers.hooks import hookimpl
@@ -67,11 +67,12 @@ class OpenAIOptions(HttpOptions):
         key = [] if self.api_key is None else [self.api_key]
         return [*key, *super().secrets]
 
-    @model_validator(mode="after")
-    def _check_auth_header(self) -> "OpenAIOptions":
-        if not is_header_name(self.auth_header):
-            raise ValueError("auth_header must be a header's name that may be set")
-        return self
+    @field_validator("auth_header")
+    @classmethod
+    def _check_auth_header(cls, name: str) -> str:
+        if not is_header_name(name):
+            raise ValueError("must be a header's name that may be set")
+        return name
 
     def authorization(self) -> dict[str, str]:
         """The header that carries the key, if there is one."""

@@ -74,7 +74,7 @@ def make_plan(settings: Settings) -> tuple[Plan, list[Finding]]:
         findings += wrong
         plan.fallback += [configured] if configured else []
     findings += _too_many_processes(settings, [*plan.candidates, *plan.fallback])
-    if plan.is_auto and not plan.candidates and not findings:
+    if plan.is_auto and not plan.candidates and not findings and _is_certain(settings):
         origin = settings.raw.origin("llm", "provider")
         problem = f"auto found nothing usable: {'; '.join(plan.passed_over)}"
         findings.append(Finding(origin, "llm", "provider", problem))
@@ -88,6 +88,12 @@ def _named_twice(settings: Settings, llm: LlmSettings) -> Iterator[Finding]:
         origin = settings.raw.origin("llm", "fallback")
         problem = "this names a provider that is asked already"
         yield Finding(origin, "llm", "fallback", problem)
+
+
+def _is_certain(settings: Settings) -> bool:
+    """Whether all that `auto` depends on is known: else its choice says nothing."""
+    asked = [("llm", key) for key in ("provider", AUTO, "allow_demo")]
+    return all(settings.is_known(*path) for path in [*asked, ("providers",)])
 
 
 def _not_here(settings: Settings, configured: Configured) -> str | None:
@@ -136,6 +142,8 @@ def _reach(
     """Read the table that `key` of `[llm]` names."""
     raw, tables = settings.raw, settings.section(ProviderTables).root
     if name not in tables:
+        if not settings.is_known("providers", name):
+            return None, []
         origin, hint = raw.origin("llm", key), nearest(name, tables)
         if key == AUTO:
             problem = f"there is no [providers.{name}]"
@@ -152,8 +160,12 @@ def configure(settings: Settings, name: str) -> tuple[Configured | None, list[Fi
     if len(name) > _LONGEST_NAME or not name.isprintable():
         problem = f"must be at most {_LONGEST_NAME} printable characters"
         return None, [Finding(raw.origin(*path), "providers", "", problem)]
+    if (named := tables[name].get("type")) is None:
+        hint = nearest("", entry_points(group=GROUP).names)
+        where, problem = raw.origin(*path), "this key is needed"
+        return None, [Finding(where, ".".join(path), "type", problem, hint)]
     try:
-        plugin, kind = type_named(str(tables[name].get("type")))
+        plugin, kind = type_named(str(named))
     except StartRefused as exc:
         where = raw.origin(*path, "type")
         return None, [Finding(where, ".".join(path), "type", str(exc))]

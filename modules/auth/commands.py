@@ -14,6 +14,7 @@ from core.errors import StartRefused
 if TYPE_CHECKING:
     from modules.auth.service import Auth
 
+_OPENING = ("auth",)
 commands = typer.Typer(
     name="accounts", help="Make administrators.", no_args_is_help=True
 )
@@ -29,7 +30,7 @@ def create_admin(
     ] = None,
 ) -> None:
     """Make an administrator's account."""
-    settings = context.obj.settings()
+    settings = context.obj.settings(opening=_OPENING)
     from modules.auth.schemas import Password
     from modules.users.public import OperatorsUsername
 
@@ -54,7 +55,7 @@ def set_role(
     role: Annotated[str, typer.Argument(help="user or admin")],
 ) -> None:
     """Make somebody an administrator, or an ordinary user again."""
-    settings = context.obj.settings()
+    settings = context.obj.settings(opening=_OPENING)
 
     async def change() -> str:
         from modules.users.public import Role
@@ -102,7 +103,7 @@ async def _opened(settings: Any) -> AsyncIterator["Auth"]:
     from modules.auth.service import Auth
 
     context = new_context(settings)
-    modules = load_modules(["auth"])
+    modules = load_modules(_OPENING)
     path = context.database.sqlite_path
     if path is not None and not path.exists():
         raise StartRefused(f"{path}: no such database: run `vopros migrate`")

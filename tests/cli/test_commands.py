@@ -14,7 +14,7 @@ import pytest
 from core.module import ROOT
 from tests.conftest import Databases
 from tests.support.api import PASSWORD, Api
-from tests.support.config import write_config
+from tests.support.config import SECRET, write_config
 from tests.support.notes import install_notes
 from tests.support.process import (
     COMMAND,
@@ -324,6 +324,31 @@ def test_migrations_go_forth_and_back_by_command(config: Path) -> None:
     assert_refused(refused, "there is no module 'nosuch' with tables")
 
 
+async def test_neither_migrating_nor_accounts_need_a_model_that_can_be_asked(
+    databases: Databases, tmp_path: Path
+) -> None:
+    url = await databases.empty("postgresql")
+    file = tmp_path / "app.toml"
+    file.write_text(
+        f'[database]\nurl = "{url}"\n[llm]\nprovider = "main"\n[providers.main]\n'
+        'type = "openai"\nbase_url = "https://example.org/v1"\nmodel = "m"\n'
+        'api_key = "${NOT_SET_ANYWHERE}"\n'
+    )
+    checked = vopros("--config", file, "config", "check")
+    assert "NOT_SET_ANYWHERE" in checked.stderr
+    migrated = vopros("--config", file, "migrate")
+    assert migrated.stdout == "migrated: users, auth, questions\n", migrated.stderr
+
+    create = ["--config", str(file), "accounts", "create-admin", "ada"]
+    refused = vopros(*create, stdin=f"{PASSWORD}\n")
+    assert_refused(refused, "[auth] secret: ", "is needed on this server", code=78)
+    env = {"VOPROS_AUTH__SECRET": SECRET}
+    made = vopros(*create, stdin=f"{PASSWORD}\n", env=env)
+    assert made.stdout.startswith("created administrator ada"), made.stderr
+    down = vopros("--config", file, "migrate", "down", "questions")
+    assert down.returncode == 0, down.stderr
+
+
 # What is installed.
 
 
@@ -424,7 +449,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 def test_help_works_whatever_the_configuration_is(tmp_path: Path) -> None:
     file = tmp_path / "app.toml"
     for text in ("not toml", '[modules]\nenabled = ["nosuch"]', "[modules]\nx = 1"):
-        file.write_text(text)
+        file.write_text(f'{text}\n[providers.echo]\ntype = "echo"\n')
         done = vopros("--config", file, "--help")
         assert done.returncode == 0
         assert "accounts" in done.stdout

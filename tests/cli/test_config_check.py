@@ -75,7 +75,7 @@ def findings(file: Path, **env: str) -> list[str]:
         ),
         (
             SPARE.replace("https:", "ftp:").replace("${SPARE_KEY}", KEY),
-            "[providers.spare]: base_url must be an http:// or https:// address",
+            "[providers.spare] base_url: must be an http:// or https:// address",
         ),
     ],
     ids=[
@@ -102,6 +102,17 @@ def test_everything_wrong_is_told_at_once_and_nothing_twice(file: Path) -> None:
         "[providers.used] modle: there is no such key (did you mean 'model'?)",
         "[providers.spare] max_waiting: input should be greater than or equal to 0",
         "[providers.spare] apikey: there is no such key (did you mean 'api_key'?)",
+    ]
+
+
+def test_a_mistake_in_a_plain_table_does_not_hide_one_in_an_unused_provider(
+    file: Path,
+) -> None:
+    file.write_text(f'[server]\nprot = 1\n{ECHO}{SPARE}proxy = "ftp://{KEY}"\n')
+    assert findings(file) == [
+        "[server] prot: there is no such key (did you mean 'port'?)",
+        "[providers.spare] proxy: must be http, https, socks5, socks5h, with a host and"
+        " a port",
     ]
 
 

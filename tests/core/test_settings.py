@@ -206,7 +206,7 @@ def test_the_shipped_file_starts_as_it_is() -> None:
             "app.toml: [server] port: input should be less than or equal to 65535",
         ),
         (
-            "[llm]\ndeadline_seconds = -1",
+            '[llm]\ndeadline_seconds = -1\n[providers.echo]\ntype = "echo"',
             "app.toml: [llm] deadline_seconds: input should be greater than 0",
         ),
         (
@@ -278,6 +278,138 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     text = f'[server]\nprot = 1\nhots = "{CANARY}"\n[auth]\nisuer = "x"\n[sever]\na = 1'
     lines = refusal(f"{text}\n{ECHO}", tmp_path)
     assert len(lines) == 4
+
+
+MAIN = (
+    '[providers.main]\ntype = "openai"\nbase_url = "https://example.org/v1"\n'
+    'model = "m"\n'
+)
+
+
+def test_a_broken_table_hides_no_mistake_elsewhere(tmp_path: Path) -> None:
+    text = (
+        f'[server]\nport = "{CANARY}"\nhost = "local host"\n[log]\nlevl = "x"\n'
+        f'[database]\nurl = "mysql://{CANARY}@h/d"\n[auth]\nisuer = "x"\n'
+        f'secret = "{CANARY}"\n[llm]\nprovider = "mian"\nfallback = ["main"]\n'
+        f'temperature = 9\n{MAIN}modle = "x"\n'
+    )
+    lines = refusal(text, tmp_path)
+    places = [re.findall(r"\[\S+\] \w+", line)[0] for line in lines]
+    assert sorted(places) == [
+        "[auth] isuer",
+        "[auth] secret",
+        "[database] url",
+        "[llm] provider",
+        "[llm] temperature",
+        "[log] levl",
+        "[providers.main] modle",
+        "[server] host",
+        "[server] port",
+    ]
+
+
+POSTGRESQL = '[database]\nurl = "postgresql+asyncpg://localhost/vopros"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        # auto is what llm.provider is when it cannot be read.
+        ("[llm]\nprovider = 5\n", "[llm] provider"),
+        ('[llm]\nprovdier = "main"\n', "[llm] provdier"),
+        ("[llm]\nauto = 5\n", "[llm] auto"),
+        ('[llm]\nauto = ["main"]\n[providers]\nmain = 5\n', "[providers] main"),
+        ('[llm]\nprovider = "main"\n[providers]\nmain = 5\n', "[providers] main"),
+        ('providers = 5\n[llm]\nprovider = "main"\n', "[providers]"),
+        # A secret is needed, and there is one.
+        (f"{POSTGRESQL}{ECHO}[auth]\nsecret = 5\n", "[auth] secret"),
+        (f'{POSTGRESQL}{ECHO}[auth]\nsecrt = "x"\n', "[auth] secrt"),
+        (f'{POSTGRESQL}{ECHO}[auth]\nsecret_file = "/-"\n', "[auth] secret_file"),
+        # SQLite is what the database is when its URL cannot be read.
+        (f"{ECHO}[server]\nworkers = 2\n[database]\nurl = 5\n", "[database] url"),
+        # A stranger's table is known by a name that cannot be read.
+        (f"{ECHO}[modules]\nenabled = 5\n[notes]\nsize = 1\n", "[modules] enabled"),
+        (
+            f'{ECHO}[modules]\nenabled = ["nots"]\n[notes]\nsize = 1\n',
+            "[modules] enabled",
+        ),
+    ],
+)
+def test_a_default_in_the_place_of_what_is_wrong_is_no_mistake(
+    text: str, place: str, tmp_path: Path
+) -> None:
+    (line,) = refusal(text, tmp_path)
+    assert line.startswith(f"app.toml: {place}: ")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (f"{CANARY}", "this is not a database URL"),
+        (f"mysql://{CANARY}@h/d", "must begin with postgresql+asyncpg or sqlite"),
+        ("sqlite://", "SQLite needs the path of a file"),
+    ],
+)
+def test_a_database_url_that_cannot_be_used_names_its_origin(
+    url: str, told: str, tmp_path: Path
+) -> None:
+    auth = f'{ECHO}[auth]\nsecret = "{SECRET}"\n'
+    (line,) = refusal(f'{auth}[database]\nurl = "{url}"', tmp_path)
+    assert line.startswith(f"app.toml: [database] url: {told}")
+    (line,) = refusal(auth, tmp_path, {"VOPROS_DATABASE__URL": url})
+    assert line.startswith("environment VOPROS_DATABASE__URL: [database] url: ")
+
+
+@pytest.mark.parametrize(
+    "host", ["local host", "", "http://h", "[::1]", "h:80", "a..b"]
+)
+def test_what_is_no_host_is_refused(host: str, tmp_path: Path) -> None:
+    with pytest.raises(StartRefused) as refused:
+        load(ECHO, tmp_path, host=host)
+    told = "command line: [server] host: must be an address or the name of a host"
+    assert str(refused.value) == told
+
+
+@pytest.mark.parametrize("host", ["::", "fe80::1%eth0", "127.0.0.1", "a-b.c_d", "h."])
+def test_addresses_and_names_are_hosts(host: str, tmp_path: Path) -> None:
+    env = {"VOPROS_AUTH__SECRET": SECRET}
+    settings = load(ECHO, tmp_path, env, host=host)
+    assert settings.section(ServerSettings).host == host
+
+
+@pytest.mark.parametrize(
+    "value", [f"${{{CANARY[:6]}", "${NAME:-x}", "Bearer ${NAME", "$OPENAI_API_KEY"]
+)
+def test_what_only_looks_like_a_variable_is_told(value: str, tmp_path: Path) -> None:
+    text = f'{ECHO.replace("echo", "main", 1)}{MAIN}'
+    (line,) = refusal(f'{text}api_key = "{value}"', tmp_path, {"NAME": CANARY})
+    told = "looks like a variable: write ${NAME}"
+    assert line == f"app.toml: [providers.main] api_key: {told}"
+
+
+@pytest.mark.parametrize("value", ["$1 each", "US$", "$AB", "$Abc", "a $NAME b", "{}"])
+def test_an_amount_of_money_is_no_variable(value: str, tmp_path: Path) -> None:
+    text = ECHO.replace("[llm]", f'[llm]\nsystem_prompt = "{value}"')
+    assert load(text, tmp_path).section(LlmSettings).system_prompt == value
+
+
+def test_a_table_without_a_type_is_told_where_it_is_and_what_there_is(
+    tmp_path: Path,
+) -> None:
+    told = "[providers.eco] type: this key is needed (there are: anthropic, echo, "
+    env = {"VOPROS_LLM__PROVIDER": "eco"}
+    fail = {"VOPROS_PROVIDERS__ECO__FAIL_WITH": CANARY}
+    (line,) = refusal(ECHO, tmp_path, env | fail)
+    assert line.startswith(f"environment {next(iter(fail))}: {told}")
+    (line,) = refusal(f"{ECHO}[providers.eco]\nstall_seconds = 1", tmp_path, env | fail)
+    assert line.startswith(f"app.toml: {told}")
+
+
+def test_another_key_that_is_missing_is_told_where_its_table_is(tmp_path: Path) -> None:
+    env = {"VOPROS_LLM__PROVIDER": "far", "VOPROS_PROVIDERS__FAR__TYPE": "gigachat"}
+    (line,) = refusal(ECHO, tmp_path, env)
+    where = "environment VOPROS_PROVIDERS__FAR__TYPE"
+    assert line == f"{where}: [providers.far] api_key: this key is needed"
 
 
 @pytest.mark.parametrize(

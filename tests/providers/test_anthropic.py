@@ -125,7 +125,7 @@ BAD_OPTIONS = {
     ),
     "what_is_ours_in_body": (
         f'model = "m"\napi_key = "{KEY}"\nbody = {{ system = "s", stream = true }}',
-        "body must not set stream, system",
+        "body: must not set stream, system",
     ),
 }
 

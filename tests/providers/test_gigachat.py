@@ -490,7 +490,7 @@ BAD_OPTIONS = {
     "a_key_of_two_lines": (f'api_key = "{KEY}\\n"', "printable ASCII"),
     "a_token_in_clear": (
         f'api_key = "{KEY}"\nauth_url = "http://10.0.0.1/oauth"',
-        "auth_url must be https:// where a key is sent",
+        "auth_url: must be https:// where a key is sent",
     ),
     "a_question_in_clear": (
         f'api_key = "{KEY}"\nbase_url = "http://10.0.0.1/v1"',
@@ -498,7 +498,7 @@ BAD_OPTIONS = {
     ),
     "a_password_in_the_address": (
         f'api_key = "k"\nauth_url = "https://u:{KEY}@sber.example/oauth"',
-        "auth_url must not hold a password, a query or a fragment",
+        "auth_url: must not hold a password, a query or a fragment",
     ),
     "no_verification": (f'api_key = "{KEY}"\nverify = false', "there is no such key"),
 }

@@ -1,6 +1,7 @@
 """What `[llm]` and `[providers.NAME]` say is what the model's server gets."""
 
 import asyncio
+import re
 import ssl
 from pathlib import Path
 from typing import Any
@@ -88,72 +89,75 @@ BAD_OPTIONS: dict[str, tuple[str, str]] = {
         f'base_url = "http://10.0.0.1/v1"\nheaders = {{ X-Key = "{SECRET}" }}',
         "base_url must be https:// where a key is sent",
     ),
-    "another_scheme": ('base_url = "ftp://model.example"', "base_url must be an http"),
-    "no_host": ('base_url = "https:///v1"', "base_url must be an http"),
-    "no_port": (f'base_url = "https://a:{SECRET}/v1"', "base_url must be an http"),
-    "no_address": (f'base_url = "https://[{SECRET}/v1"', "base_url must be an http"),
+    "another_scheme": ('base_url = "ftp://model.example"', "base_url: must be an http"),
+    "no_host": ('base_url = "https:///v1"', "base_url: must be an http"),
+    "no_port": (f'base_url = "https://a:{SECRET}/v1"', "base_url: must be an http"),
+    "no_address": (f'base_url = "https://[{SECRET}/v1"', "base_url: must be an http"),
     "a_password_in_the_url": (
         f'base_url = "https://user:{SECRET}@model.example/v1"',
-        "base_url must not hold a password, a query or a fragment",
+        "base_url: must not hold a password, a query or a fragment",
     ),
     "a_query": (
         f'base_url = "https://model.example/v1?key={SECRET}"',
-        "base_url must not hold a password, a query or a fragment",
+        "base_url: must not hold a password, a query or a fragment",
     ),
-    "a_proxy_of_another_kind": (f'proxy = "ftp://{SECRET}@p:1"', "proxy must be"),
-    "a_proxy_of_socks4": (f'proxy = "socks4://{SECRET}@p:1080"', "proxy must be"),
-    "a_proxy_without_port": (f'proxy = "socks5://u:{SECRET}@p"', "proxy must be"),
-    "a_proxy_that_is_none": (f'proxy = "http://[{SECRET}"', "proxy must be"),
-    "a_proxy_of_odd_letters": (f'proxy = "http://u:{SECRET}@\u2100"', "proxy must be"),
-    "an_empty_key": ('api_key = ""', "keys and headers must be printable ASCII"),
+    "a_proxy_of_another_kind": (f'proxy = "ftp://{SECRET}@p:1"', "proxy: must be"),
+    "a_proxy_of_socks4": (f'proxy = "socks4://{SECRET}@p:1080"', "proxy: must be"),
+    "a_proxy_without_port": (f'proxy = "socks5://u:{SECRET}@p"', "proxy: must be"),
+    "a_proxy_that_is_none": (f'proxy = "http://[{SECRET}"', "proxy: must be"),
+    "a_proxy_of_odd_letters": (f'proxy = "http://u:{SECRET}@\u2100"', "proxy: must be"),
+    "an_empty_key": ('api_key = ""', "api_key: must be printable ASCII"),
     "a_key_of_two_lines": (
         f'api_key = "{SECRET}\\r\\nX: y"',
-        "keys and headers must be printable ASCII",
+        "api_key: must be printable ASCII",
     ),
     "a_header_of_two_lines": (
         f'headers = {{ X-A = "{SECRET}\\n" }}',
-        "keys and headers must be printable ASCII",
+        "headers: must be printable ASCII",
     ),
     "a_header_that_is_no_name": (
         f'headers = {{ "X: {SECRET}" = "1" }}',
-        "headers must have names that may be set",
+        "headers: must have names that may be set",
     ),
     "a_header_of_framing": (
         'headers = { Content-Length = "5" }',
-        "headers must have names that may be set",
+        "headers: must have names that may be set",
     ),
     "a_query_of_two_lines": (
         f'query = {{ key = "{SECRET}\\n" }}',
-        "keys and headers must be printable ASCII",
+        "query: must be printable ASCII",
     ),
     "a_secret_query_in_clear": (
         f'base_url = "http://model.example/v1"\nquery = {{ key = "{SECRET}" }}',
         "base_url must be https:// where a key is sent",
     ),
-    "a_space_before_the_url": ('base_url = " https://a.example"', "base_url must be"),
-    "a_space_before_the_proxy": (f'proxy = " http://u:{SECRET}@p:1"', "proxy must be"),
+    "a_space_before_the_url": ('base_url = " https://a.example"', "base_url: must be"),
+    "a_space_before_the_proxy": (f'proxy = " http://u:{SECRET}@p:1"', "proxy: must be"),
     "an_auth_header_that_is_no_name": (
         'auth_header = "X Key"',
-        "auth_header must be a header's name that may be set",
+        "auth_header: must be a header's name that may be set",
     ),
     "an_auth_header_of_framing": (
         'auth_header = "Transfer-Encoding"',
-        "auth_header must be a header's name that may be set",
+        "auth_header: must be a header's name that may be set",
     ),
     "a_scheme_of_two_words": ('auth_scheme = "Api Key"', "auth_scheme"),
-    "a_body_with_other_messages": ("body = { messages = [] }", "must not set messages"),
+    "a_body_with_other_messages": (
+        "body = { messages = [] }",
+        "body: must not set messages",
+    ),
     "a_body_of_another_way": (
         "body = { stream = false, model = 'x', stream_options = {}, top_p = 1 }",
-        "body must not set model, stream, stream_options",
+        "body: must not set model, stream, stream_options",
     ),
     "a_body_with_a_date": (
         "body = { metadata = { day = 2026-01-02 } }",
-        "body must hold what JSON can",
+        "body: must hold what JSON can",
     ),
-    "a_body_without_end": ("body = { top_p = inf }", "body must hold what JSON can"),
+    "a_body_without_end": ("body = { top_p = inf }", "body: must hold what JSON can"),
     "a_ca_file_that_is_missing": (
         f'ca_file = "/{SECRET}/ca.pem"',
-        "ca_file does not exist",
+        "ca_file: there is no such file",
     ),
     "F45_a_negative_time": ("connect_seconds = -1", "connect_seconds"),
     "F45_no_time": ("first_token_seconds = 0", "first_token_seconds"),
@@ -172,6 +176,20 @@ def test_a_bad_option_refuses_the_start(tmp_path: Path, lines: str, told: str) -
     assert "[providers.bad]" in line
     assert told in line
     assert SECRET not in line
+
+
+def test_all_that_is_wrong_is_told_even_when_the_key_is_not_set(tmp_path: Path) -> None:
+    table = (
+        'type = "openai"\nmodel = "m"\napi_key = "${NOT_SET_ANYWHERE}"\n'
+        f'base_url = "ftp://{SECRET}"\nproxy = "ftp://{SECRET}"\n'
+        f'ca_file = "/{SECRET}"\nauth_header = "{SECRET}:"\nheaders = {{ "a b" = "" }}'
+    )
+    file = write_config(tmp_path / "app.toml", "sqlite:///x.db", providers__bad=table)
+    with pytest.raises(StartRefused) as refused:
+        load_settings(file, {"VOPROS_LLM__PROVIDER": "bad"})
+    told = re.findall(r"\[providers\.bad\] (\w+): ", str(refused.value))
+    assert told == ["api_key", "base_url", "headers", "proxy", "ca_file", "auth_header"]
+    assert SECRET not in str(refused.value)
 
 
 async def received_with(
