@@ -1,6 +1,8 @@
 """Statements about questions; each returns rows or None."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any, cast
 
@@ -8,11 +10,10 @@ from sqlalchemy import (
     Boolean,
     Select,
     Table,
-    Text,
     bindparam,
     case,
-    insert,
     select,
+    text,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -24,19 +25,47 @@ from modules.users.public import ACCOUNTS
 _T = cast(Table, QuestionRow.__table__)
 _COLUMNS = tuple(column for column in _T.c if column.key != "idempotency_key")
 
-# On everybody's way, so they are built once, and of tables: entities cost more.
-_ASKER = (
-    select(
-        ACCOUNTS.c.id, bindparam("asked", type_=Text), bindparam("key", type_=Text)
-    ).where(ACCOUNTS.c.id == bindparam("asker"), ACCOUNTS.c.is_active)
-    # Whoever deletes the account waits for us, or we find it gone.
-    .with_for_update(read=True, key_share=True)
+# All who ask at the same moment share one statement, so it takes its rows as JSON. What
+# it does not return was refused: the account is gone or not active.
+_ADD = """
+WITH input AS ({rows}),
+asker AS (
+    SELECT id FROM users
+    WHERE is_active AND id IN (SELECT user_id FROM input)
+    ORDER BY id {lock}
 )
-_ADD = (
-    insert(_T)
-    .from_select(["user_id", "content", "idempotency_key"], _ASKER)
-    .returning(*_COLUMNS)
-)
+INSERT INTO questions (user_id, content, idempotency_key)
+SELECT input.user_id, input.content, input.idempotency_key
+FROM input JOIN asker ON asker.id = input.user_id
+ORDER BY input.n
+RETURNING idempotency_key, id
+"""
+_ADD_ALL = {
+    "postgresql": text(
+        _ADD.format(
+            rows=(
+                "SELECT CAST(value->>0 AS bigint) AS user_id, value->>1 AS content,"
+                " value->>2 AS idempotency_key, n"
+                " FROM jsonb_array_elements(CAST(:rows AS jsonb))"
+                " WITH ORDINALITY AS given(value, n)"
+            ),
+            # Whoever deletes an account waits for us, or we find it gone.
+            lock="FOR KEY SHARE",
+        )
+    ),
+    "sqlite": text(
+        _ADD.format(
+            rows=(
+                "SELECT json_extract(value, '$[0]') AS user_id,"
+                " json_extract(value, '$[1]') AS content,"
+                " json_extract(value, '$[2]') AS idempotency_key, key AS n"
+                " FROM json_each(:rows)"
+            ),
+            lock="",
+        )
+    ),
+}
+# Built once, and of the table: an entity costs more.
 _OUTCOME = (
     "status",
     "answer",
@@ -59,12 +88,31 @@ _SETTLE = (
 )
 
 
-async def add(
-    connection: AsyncConnection, user_id: int, content: str, idempotency_key: str
-) -> Any | None:
-    """Store a pending question; None when its account is gone or not active."""
-    given = {"asker": user_id, "asked": content, "key": idempotency_key}
-    return (await connection.execute(_ADD, given)).one_or_none()
+@dataclass(frozen=True, slots=True)
+class NewQuestion:
+    """A question to store; its key is unlike every other of its asker."""
+
+    user_id: int
+    content: str
+    idempotency_key: str
+
+
+async def add_all(
+    connection: AsyncConnection, questions: Sequence[NewQuestion]
+) -> dict[NewQuestion, int]:
+    """Store pending questions; the ids of those whose asker is there and active."""
+    rows = json.dumps([astuple(question) for question in questions])
+    statement = _ADD_ALL[connection.dialect.name]
+    added = {
+        row.idempotency_key: row.id
+        for row in await connection.execute(statement, {"rows": rows})
+    }
+    # By key, never by position: one person must not get another's row.
+    return {
+        question: added[question.idempotency_key]
+        for question in questions
+        if question.idempotency_key in added
+    }
 
 
 async def settle(

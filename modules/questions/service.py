@@ -3,12 +3,19 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from core.batching import Batcher
 from core.db import Database
 from core.errors import (
     ClientGone,
@@ -103,6 +110,7 @@ class Questions:
         self._db = db
         self._chat = chat
         self.settings = settings
+        self._adding = Batcher(self._add, most=200)
         self._asking: set[asyncio.Task[Any]] = set()
         self._settling: set[asyncio.Task[Question | None]] = set()
 
@@ -117,25 +125,30 @@ class Questions:
         """
         self._check(content)
         async with self._under_way():
-            async with self._db.statement() as connection:
-                key = uuid.uuid4().hex
-                row = await repository.add(connection, user_id, content, key)
-            if row is None:
+            new = repository.NewQuestion(user_id, content, uuid.uuid4().hex)
+            question_id = await self._adding.find(new)
+            if question_id is None:
                 raise InvalidToken
             if reader is not None:
-                reader.accepted(row.id)
+                reader.accepted(question_id)
             # No connection is held from here until the answer is there.
             progress = Progress(reader)
             outcome, failure = await self._outcome(content, wait, progress)
-            settled = await self._settle(row.id, outcome)
+            settled = await self._settle(question_id, outcome)
         if settled is None:
             raise QuestionWithdrawn
         if isinstance(failure, DomainError):
-            failure.members["question_id"] = row.id
+            failure.members["question_id"] = question_id
             failure.members["attempts"] = outcome["attempts"]
         if failure is not None:
             raise failure
         return settled
+
+    async def _add(
+        self, questions: Sequence[repository.NewQuestion]
+    ) -> dict[repository.NewQuestion, int]:
+        async with self._db.statement() as connection:
+            return await repository.add_all(connection, questions)
 
     @asynccontextmanager
     async def _under_way(self) -> AsyncIterator[None]:
@@ -210,6 +223,7 @@ class Questions:
             asker.cancel()
         while self._asking:
             await asyncio.sleep(0.01)
+        await self._adding.drain()
         # An asker who was cancelled once more has left its outcome to us.
         await asyncio.gather(*self._settling, return_exceptions=True)
 

@@ -206,6 +206,25 @@ async def test_fifty_askers_at_once_each_get_their_own_answer(
         assert await api.newest(who) == [question]
 
 
+async def test_F35_who_leaves_while_many_ask_harms_only_their_own_question(
+    api: Api, upstream: Upstream
+) -> None:
+    """Those who ask at the same moment share a statement, and nothing else."""
+    people = [await api.account() for _ in range(24)]
+    leaving = people[::2]
+    asking = [api.ask(who, f"For {who.username}?") for who in people]
+    deleting = [api.http.delete("/users/me", headers=who.auth) for who in leaving]
+    got = await asyncio.gather(*asking, *deleting)
+    assert {answer.status_code for answer in got[24:]} == {204}
+    for who, answer in zip(people, got, strict=False):
+        if who in leaving:
+            assert answer.status_code in (201, 401, 410), answer.text
+        else:
+            assert answer.status_code == 201, answer.text
+            assert answer.json()["answer"] == f"Answer to: For {who.username}?"
+            assert await api.newest(who) == [answer.json()]
+
+
 LOCKS = {
     "sqlite": "SELECT 1",  # its BEGIN IMMEDIATE is enough
     "postgresql": "LOCK TABLE questions IN ACCESS EXCLUSIVE MODE",
