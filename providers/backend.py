@@ -105,7 +105,7 @@ class Backend:
             breaker.abandoned(is_probe=is_probe)
         else:
             breaker.failed(is_probe=is_probe)
-        if failure is not None:
+        if failure is not None and not isinstance(failure, _BLAMELESS):
             self.last_error = failure.code
         if (after := breaker.state) is not before:
             fields = {"provider": self.name, "before": before, "after": after}

@@ -394,6 +394,7 @@ async def test_what_a_question_causes_opens_nothing(
     for _ in range(30):
         await case.fail()
     assert case.backends[0].breaker.state is State.CLOSED
+    assert case.backends[0].last_error is None
 
 
 async def test_a_probe_goes_alone() -> None:
