@@ -90,7 +90,7 @@ class Backend:
         return ProviderUnavailable(retry_after_seconds=whole)
 
     def note(
-        self, failure: ProviderError | None, *, is_probe: bool, had_time: bool
+        self, failure: ProviderError | None, *, is_probe: bool, had_time: bool = True
     ) -> None:
         """Take in how a call ended; None is an answer.
 

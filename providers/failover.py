@@ -121,6 +121,7 @@ class _Question:
         self._deadline = timing.clock() + settings.deadline_seconds
         self._tries_left = MOST_TRIES
         self._others: Sequence[Backend] = ()
+        self._is_probe = False
         self.answer: Answer | None = None
 
     @property
@@ -209,13 +210,13 @@ class _Question:
     async def _call(self, backend: Backend) -> ProviderError | None:
         self._tries_left -= 1
         has_time = self._has_time_for(backend)
-        is_probe = backend.breaker.begin()
+        self._is_probe = backend.breaker.begin()
         try:
             failure, raised = await self._outcome(backend)
         except BaseException:
-            backend.breaker.abandoned(is_probe=is_probe)
+            backend.breaker.abandoned(is_probe=self._is_probe)
             raise
-        backend.note(failure, is_probe=is_probe, had_time=has_time)
+        backend.note(failure, is_probe=self._is_probe, had_time=has_time)
         if failure is not None:
             _log_failure(backend, failure, raised)
         return failure
@@ -276,6 +277,10 @@ class _Question:
             else:
                 raise ProviderBug
             if text:
+                if self._is_probe:
+                    # It works again: nobody has to wait for the end of a long answer.
+                    self._is_probe = False
+                    backend.note(None, is_probe=True)
                 pieces.append(text)
                 if listener is not None:
                     patience.of_the_reader()

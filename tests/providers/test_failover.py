@@ -414,6 +414,22 @@ async def test_a_probe_goes_alone() -> None:
     assert case.backends[0].breaker.wait_seconds == 0
 
 
+async def test_a_probe_that_has_begun_to_answer_lets_the_others_in() -> None:
+    case = Case(Scripted(*[ProviderTimeout()] * 10, [Delta("Well, "), STALL], "Now."))
+    for _ in range(10):
+        await case.fail()
+    case.time.now += 10
+    reader = Reader()
+    probe = asyncio.create_task(case.chat.answer("Long?", Progress(reader)))
+    async with asyncio.timeout(5):
+        while not reader.heard:
+            await asyncio.sleep(0)
+    assert (await case.ask()).text == "Now."
+    probe.cancel()
+    await asyncio.wait({probe})
+    assert case.backends[0].breaker.state is State.CLOSED
+
+
 async def test_U32_a_full_provider_is_busy_and_the_next_one_answers() -> None:
     for others in ([], [Scripted("B's.")]):
         case = Case(Scripted([STALL]), *others, max_concurrency=1, max_waiting=0)
