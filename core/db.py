@@ -7,7 +7,6 @@ is never lost, beside a few readers; PostgreSQL is one pool.
 
 import asyncio
 import json
-import logging
 import os
 import random
 import sqlite3
@@ -52,8 +51,6 @@ from sqlalchemy.types import TypeDecorator
 from core.errors import DomainError, StartRefused, Unavailable
 from core.module import ROOT
 from core.settings import DatabaseSettings
-
-log = logging.getLogger(__name__)
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -135,10 +132,6 @@ class Busy(Unavailable):
     retry_after_seconds = 1
 
 
-class DatabaseBehind(Unavailable):
-    """The database is not at the revision that this server needs."""
-
-
 class StorageFull(Unavailable):
     """There is no room left to store anything."""
 
@@ -147,8 +140,6 @@ class StorageFull(Unavailable):
 
 _LONGEST_REST_SECONDS = 5.0
 _BUSY_STATES = {"55P03", "57014", "40001", "40P01"}
-# A table or a column that this release knows and the database does not, or no more.
-_BEHIND_STATES = {"42P01", "42703"}
 _GONE_STATES = {"53300", "25006", "57P01", "57P02", "57P03"}
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _UNAVAILABLE_CODES = {
@@ -189,8 +180,6 @@ def _translate_driver(exc: sa_exc.DBAPIError) -> DomainError | None:
     code = (getattr(exc.orig, "sqlite_errorcode", None) or 0) & 0xFF
     if state in _BUSY_STATES or code in _BUSY_CODES:
         return Busy()
-    if state in _BEHIND_STATES:
-        return DatabaseBehind()
     if code == sqlite3.SQLITE_FULL or state == "53100":
         return StorageFull()
     if code in _UNAVAILABLE_CODES:
@@ -339,9 +328,6 @@ async def _translated() -> AsyncIterator[None]:
     except Exception as exc:
         if (domain := translate(exc)) is None:
             raise
-        if isinstance(domain, DatabaseBehind):
-            # Or a mistake of ours, which must not go unnoticed.
-            log.error("database.behind", extra={"sqlstate": _sqlstate(exc)})
         raise domain from exc
 
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core import errors
 from core.body import FORM, BodyTooLarge, InvalidForm, MalformedBody
-from core.db import Busy, DatabaseBehind, DatabaseUnavailable, StorageFull
+from core.db import Busy, DatabaseUnavailable, StorageFull
 from core.errors import DomainError
 from core.health import Health
 from core.http import BadHost
@@ -238,8 +238,7 @@ def _implied(operation: dict[str, Any], method: str) -> Iterator[type[DomainErro
     if "requestBody" in operation or "parameters" in operation:
         yield errors.Invalid
     if "security" in operation:
-        yield from (TokenMissing, InvalidToken)
-        yield from (DatabaseUnavailable, DatabaseBehind, Busy)
+        yield from (TokenMissing, InvalidToken, DatabaseUnavailable, Busy)
     if method != "get":
         yield StorageFull
 

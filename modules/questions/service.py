@@ -258,7 +258,7 @@ class Questions:
             log.error("question.not_stored", extra=fields)
             raise NotStored(question_id=question_id) from error
         fields = {"question_id": question_id, "status": str(outcome["status"])}
-        log.debug("question.settled", extra=fields)
+        log.info("question.settled", extra=fields)
         return None if row is None else _question(row)
 
 
