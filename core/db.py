@@ -414,6 +414,8 @@ def _postgresql_engine(
         max_overflow=0,
         pool_timeout=settings.pool_wait_seconds,
         pool_recycle=1800,
+        # The connection used last has every statement prepared; others may rest.
+        pool_use_lifo=True,
         hide_parameters=True,
         connect_args={
             "timeout": settings.connect_seconds,
