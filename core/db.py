@@ -448,7 +448,7 @@ def _check_before_use(engine: AsyncEngine) -> None:
             try:
                 connection.ping()
             except Exception:
+                # However it fails, nobody gets it: there are others, or a new one.
                 is_dead = True
         if is_dead:
-            # The pool then takes another one, or makes a new one.
             raise sa_exc.DisconnectionError

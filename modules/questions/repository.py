@@ -65,7 +65,6 @@ _ADD_ALL = {
         )
     ),
 }
-# Built once, and of the table: an entity costs more.
 _OUTCOME = (
     "status",
     "answer",
@@ -77,6 +76,7 @@ _OUTCOME = (
     "error_code",
     "attempts",
 )
+# Built once, and of the table: an entity costs more.
 _SETTLE = (
     update(_T)
     .where(_T.c.id == bindparam("question"), _T.c.status == Status.PENDING)
