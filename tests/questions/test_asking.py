@@ -225,6 +225,24 @@ async def test_F35_who_leaves_while_many_ask_harms_only_their_own_question(
             assert await api.newest(who) == [answer.json()]
 
 
+async def test_F35_a_question_waits_for_its_askers_deletion_and_then_is_refused(
+    api: Api, ada: Account, service: Running
+) -> None:
+    eve = await api.account()
+    own = Database(service.service(Database).settings)
+    async with own.transaction() as session:
+        gone = text("DELETE FROM users WHERE id = :id")
+        await session.execute(gone, {"id": ada.id})
+        asking = [asyncio.create_task(api.ask(who, "Now?")) for who in (ada, eve)]
+        # Both are let in, and their statement waits for this transaction.
+        done, _ = await asyncio.wait(asking, timeout=0.5)
+        assert not done
+    await own.close()
+    refused, answer = await asyncio.gather(*asking)
+    assert_problem(refused, 401, "invalid_token")
+    assert answer.status_code == 201, answer.text
+
+
 LOCKS = {
     "sqlite": "SELECT 1",  # its BEGIN IMMEDIATE is enough
     "postgresql": "LOCK TABLE questions IN ACCESS EXCLUSIVE MODE",
