@@ -4,6 +4,7 @@ import importlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -82,6 +83,7 @@ async def opened(
     `serving` also takes the lock of a SQLite file and brings the database up to date.
     """
     database = context.database
+    context = replace(context, is_serving=serving)
     with ExitStack() as locks:
         try:
             if serving:

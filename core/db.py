@@ -112,6 +112,28 @@ def _sqlite_now(element: Any, compiler: Any, **options: Any) -> str:
     return "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))"
 
 
+class db_after(FunctionElement[datetime]):
+    """The database's clock, so many seconds from now; or ago, if they are negative."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, seconds: ColumnElement[Any] | float) -> None:
+        super().__init__(seconds)
+
+
+@compiles(db_after)
+def _after(element: Any, compiler: Any, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"(statement_timestamp() + make_interval(secs => {seconds}))"
+
+
+@compiles(db_after, "sqlite")
+def _sqlite_after(element: Any, compiler: Any, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"(strftime('%Y-%m-%d %H:%M:%f000', 'now', ({seconds}) || ' seconds'))"
+
+
 def among(
     column: SQLColumnExpression[Any], ids: Iterable[int], dialect: str
 ) -> ColumnElement[bool]:

@@ -87,6 +87,10 @@ class UnsupportedMedia(DomainError):
     code = "unsupported_media_type"
 
 
+class TooMany(DomainError):
+    """There were too many of these from you."""
+
+
 class HeadersTooLarge(DomainError):
     """The request's headers are too large."""
 

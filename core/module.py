@@ -34,6 +34,8 @@ class ModuleContext:
     database: "Database"
     services: "Services"
     clock: Callable[[], datetime]
+    is_serving: bool = False
+    """Not in a command, which must not do what a server does on the side."""
 
 
 @dataclass(frozen=True)

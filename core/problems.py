@@ -39,6 +39,7 @@ STATUS: Mapping[type[DomainError], int] = {
     errors.TooLarge: 413,
     errors.UnsupportedMedia: 415,
     errors.Invalid: 422,
+    errors.TooMany: 429,
     errors.HeadersTooLarge: 431,
     errors.Internal: 500,
     errors.UpstreamFailed: 502,
@@ -134,6 +135,8 @@ def install(app: FastAPI) -> None:
         if exc.status_code not in STATUS.values():
             return _untold(exc, request.state.request_id)
         response = await tell(request, exc)
+        if retry_after := (exc.headers or {}).get("Retry-After"):
+            response.headers["Retry-After"] = retry_after
         if isinstance(as_domain_error(exc), errors.NotAllowed):
             response.headers["Allow"] = ", ".join(_allowed(request, exc))
         return response

@@ -10,6 +10,8 @@ from core.db import Base, BigId, UtcDateTime, db_now
 
 # By name: the table belongs to another module, whose models are not ours to import.
 _USER = "users.id"
+# SHA-256 in hexadecimal digits.
+_DIGEST = 64
 
 
 class CredentialRow(Base):
@@ -34,7 +36,11 @@ class SessionRow(Base):
     """One login, for as long as it lasts."""
 
     __tablename__ = "auth_sessions"
-    __table_args__ = (Index(None, "user_id"),)
+    __table_args__ = (
+        CheckConstraint("length(client) <= 200", name="client_length"),
+        Index(None, "user_id"),
+        Index(None, "expires_at"),
+    )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(BigId, ForeignKey(_USER, ondelete="CASCADE"))
@@ -42,3 +48,31 @@ class SessionRow(Base):
     last_used_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=db_now())
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    client: Mapped[str | None] = mapped_column(String(200))
+    # Where it was opened, hashed: enough to know the place again.
+    network_hash: Mapped[str | None] = mapped_column(String(_DIGEST))
+
+
+class RefreshTokenRow(Base):
+    """A refresh token; kept after its use, or a copy would go unnoticed."""
+
+    __tablename__ = "auth_refresh_tokens"
+    __table_args__ = (Index(None, "session_id"),)
+
+    token_hash: Mapped[str] = mapped_column(String(_DIGEST), primary_key=True)
+    session_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("auth_sessions.id", ondelete="CASCADE")
+    )
+    issued_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=db_now())
+    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class AttemptsRow(Base):
+    """What somebody, or somewhere, has tried of late; nothing tells who or where."""
+
+    __tablename__ = "auth_login_attempts"
+
+    key_hash: Mapped[str] = mapped_column(String(_DIGEST), primary_key=True)
+    failures: Mapped[int]
+    window_ends_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    blocked_until: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
@@ -9,21 +10,39 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnElement,
     Select,
+    String,
     Table,
     Uuid,
+    and_,
     bindparam,
+    delete,
+    exists,
     func,
     insert,
     literal,
+    not_,
+    or_,
     select,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import aliased
 
-from core.db import BigId, UtcDateTime, db_now
-from modules.auth.models import CredentialRow, SessionRow
+from core.db import BigId, db_after, db_now
+from modules.auth.models import CredentialRow, RefreshTokenRow, SessionRow
 from modules.users.public import ACCOUNTS
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session to open."""
+
+    id: UUID
+    user_id: int
+    lasts_seconds: int
+    client: str | None
+    network_hash: str
 
 
 async def add_credential(
@@ -56,12 +75,7 @@ async def replace_password_hash(
 
 
 async def open_session(
-    session: AsyncSession,
-    session_id: UUID,
-    user_id: int,
-    *,
-    verified: str,
-    expires_at: datetime,
+    session: AsyncSession, new: NewSession, *, verified: str
 ) -> bool:
     """Open a session, but only while the verified hash and the account still stand.
 
@@ -69,13 +83,15 @@ async def open_session(
     """
     source = (
         select(
-            literal(session_id),
+            literal(new.id),
             ACCOUNTS.c.id,
-            literal(expires_at, UtcDateTime),
+            db_after(new.lasts_seconds),
+            literal(new.client, String),
+            literal(new.network_hash),
         )
         .join_from(ACCOUNTS, CredentialRow, CredentialRow.user_id == ACCOUNTS.c.id)
         .where(
-            ACCOUNTS.c.id == literal(user_id, BigId),
+            ACCOUNTS.c.id == literal(new.user_id, BigId),
             ACCOUNTS.c.is_active,
             CredentialRow.password_hash == verified,
         )
@@ -83,10 +99,155 @@ async def open_session(
         # account comes first, as in its deletion: else the two could block each other.
         .with_for_update(read=True, of=[ACCOUNTS, CredentialRow])
     )
-    columns = ["id", "user_id", "expires_at"]
+    columns = ["id", "user_id", "expires_at", "client", "network_hash"]
     statement = insert(SessionRow).from_select(columns, source)
     opened = await session.scalar(statement.returning(SessionRow.id))
     return opened is not None
+
+
+async def add_refresh_token(
+    session: AsyncSession, token_hash: str, session_id: UUID
+) -> None:
+    values = {"token_hash": token_hash, "session_id": session_id}
+    await session.execute(insert(RefreshTokenRow).values(values))
+
+
+async def lock_session_of(session: AsyncSession, token_hash: str) -> Any | None:
+    """The session a refresh token belongs to, and whether it still lasts.
+
+    Whoever refreshes or ends it meanwhile waits for us, and we for them.
+    """
+    lasts = and_(
+        SessionRow.revoked_at.is_(None),
+        SessionRow.expires_at > db_now(),
+        ACCOUNTS.c.is_active,
+    )
+    statement = (
+        select(
+            SessionRow.id,
+            SessionRow.user_id,
+            SessionRow.created_at,
+            lasts.label("lasts"),
+            db_now().label("now"),
+        )
+        .join(RefreshTokenRow, RefreshTokenRow.session_id == SessionRow.id)
+        .join(ACCOUNTS, ACCOUNTS.c.id == SessionRow.user_id)
+        .where(RefreshTokenRow.token_hash == token_hash)
+        .with_for_update(key_share=True, of=SessionRow)
+    )
+    return (await session.execute(statement)).one_or_none()
+
+
+async def use_refresh_token(
+    session: AsyncSession, token_hash: str, *, grace_seconds: int
+) -> bool:
+    """Use a token up; False when it was used before.
+
+    Within the grace the token used last, and no older one, counts as unused.
+    """
+    later = aliased(RefreshTokenRow)
+    was_used_later = exists().where(
+        later.session_id == RefreshTokenRow.session_id,
+        later.used_at > RefreshTokenRow.used_at,
+    )
+    is_in_grace = and_(
+        RefreshTokenRow.used_at > db_after(-grace_seconds), not_(was_used_later)
+    )
+    statement = (
+        update(RefreshTokenRow)
+        .where(
+            RefreshTokenRow.token_hash == token_hash,
+            or_(RefreshTokenRow.used_at.is_(None), is_in_grace),
+        )
+        .values(used_at=func.coalesce(RefreshTokenRow.used_at, db_now()))
+        .returning(RefreshTokenRow.token_hash)
+    )
+    return (await session.scalar(statement)) is not None
+
+
+async def prolong_session(
+    session: AsyncSession, session_id: UUID, *, expires_at: datetime
+) -> None:
+    statement = update(SessionRow).where(SessionRow.id == session_id)
+    await session.execute(
+        statement.values(last_used_at=db_now(), expires_at=expires_at)
+    )
+
+
+async def sessions_of(
+    session: AsyncSession, user_id: int, *, limit: int
+) -> Sequence[Any]:
+    """The sessions that still last, those used last first."""
+    statement = (
+        select(
+            SessionRow.id,
+            SessionRow.created_at,
+            SessionRow.last_used_at,
+            SessionRow.expires_at,
+            SessionRow.client,
+        )
+        .where(
+            SessionRow.user_id == user_id,
+            SessionRow.revoked_at.is_(None),
+            SessionRow.expires_at > db_now(),
+        )
+        .order_by(SessionRow.last_used_at.desc(), SessionRow.id)
+        .limit(limit)
+    )
+    return (await session.execute(statement)).all()
+
+
+async def knows_network(session: AsyncSession, user_id: int, network_hash: str) -> bool:
+    """Whether a session of this user's was opened from there."""
+    statement = select(
+        exists().where(
+            SessionRow.user_id == user_id, SessionRow.network_hash == network_hash
+        )
+    )
+    return bool(await session.scalar(statement))
+
+
+async def revoke_session(session: AsyncSession, session_id: UUID, user_id: int) -> bool:
+    """Whether there was such a session to end."""
+    statement = (
+        update(SessionRow)
+        .where(
+            SessionRow.id == session_id,
+            SessionRow.user_id == user_id,
+            SessionRow.revoked_at.is_(None),
+            SessionRow.expires_at > db_now(),
+        )
+        .values(revoked_at=db_now())
+        .returning(SessionRow.id)
+    )
+    return (await session.scalar(statement)) is not None
+
+
+async def revoke_sessions(
+    session: AsyncSession, user_id: int, *, keep: UUID | None = None
+) -> None:
+    """End every session of somebody's, but for the one to `keep`."""
+    statement = update(SessionRow).where(
+        SessionRow.user_id == user_id, SessionRow.revoked_at.is_(None)
+    )
+    if keep is not None:
+        statement = statement.where(SessionRow.id != keep)
+    await session.execute(statement.values(revoked_at=db_now()))
+
+
+async def sweep_sessions(
+    session: AsyncSession, *, ended_seconds_ago: int, limit: int
+) -> int:
+    """Forget sessions that ended so long ago; how many there were, `limit` at most."""
+    # A revoked session has an end, too: its own, which comes later.
+    ended = (
+        select(SessionRow.id)
+        .where(SessionRow.expires_at < db_after(-ended_seconds_ago))
+        .limit(limit)
+    )
+    statement = delete(SessionRow).where(SessionRow.id.in_(ended))
+    gone = await session.scalars(statement.returning(SessionRow.id))
+    return len(gone.all())
 
 
 _SESSIONS = cast(Table, SessionRow.__table__)
@@ -99,7 +260,7 @@ def _callers(those: ColumnElement[bool]) -> Select[Any]:
         .where(
             those,
             _SESSIONS.c.revoked_at.is_(None),
-            _SESSIONS.c.expires_at > bindparam("now"),
+            _SESSIONS.c.expires_at > db_now(),
             ACCOUNTS.c.is_active,
         )
     )
@@ -119,23 +280,10 @@ _CALLERS = {
 
 
 async def find_callers(
-    connection: AsyncConnection, sessions: Sequence[UUID], now: datetime
+    connection: AsyncConnection, sessions: Sequence[UUID]
 ) -> Sequence[Any]:
     """The sessions that still last, each with its account."""
     dialect = connection.dialect.name
     # SQLite keeps a UUID as its digits.
     ids = json.dumps([s.hex for s in sessions]) if dialect == "sqlite" else sessions
-    given = {"sessions": ids, "now": now}
-    return (await connection.execute(_CALLERS[dialect], given)).all()
-
-
-async def revoke_others(session: AsyncSession, user_id: int, kept: UUID) -> None:
-    await session.execute(
-        update(SessionRow)
-        .where(
-            SessionRow.user_id == user_id,
-            SessionRow.id != kept,
-            SessionRow.revoked_at.is_(None),
-        )
-        .values(revoked_at=db_now())
-    )
+    return (await connection.execute(_CALLERS[dialect], {"sessions": ids})).all()

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from typing import Annotated, Literal
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -55,14 +56,60 @@ class TokenForm(BaseModel):
 
 
 class Token(BaseModel):
-    """An access token (RFC 6749, 5.1)."""
+    """An access token, and what gets the next one (RFC 6749, 5.1)."""
 
     access_token: str = Field(
         description="Send it as `Authorization: Bearer ...`.",
         examples=["eyJhbGciOi..."],
     )
     token_type: Literal["bearer"] = "bearer"
-    expires_in: int = Field(description="Seconds it is valid for.", examples=[900])
+    expires_in: int = Field(
+        description="Seconds that the access token is valid for.", examples=[900]
+    )
+    refresh_token: str = Field(
+        description="For POST /auth/refresh, once. Keep it as you keep a password.",
+        examples=["vopros_rt_..."],
+    )
+
+
+class Refresh(BaseModel):
+    """A refresh token, which this uses up."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    refresh_token: Annotated[
+        SecretStr,
+        Field(
+            max_length=512,
+            description="The one that came last.",
+            examples=["vopros_rt_..."],
+            json_schema_extra={"format": "password"},
+        ),
+    ]
+
+
+class SessionRead(BaseModel):
+    """One of your sessions."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID = Field(examples=["8c3b0d5e-6a52-4d0f-9a57-3f4b8a4f2f10"])
+    created_at: datetime = Field(examples=["2026-11-23T09:30:00.120000Z"])
+    last_used_at: datetime = Field(
+        description="Its login, or when it was refreshed last.",
+        examples=["2026-11-23T09:45:00.200000Z"],
+    )
+    expires_at: datetime = Field(
+        description="When it ends unless it is refreshed before.",
+        examples=["2026-12-07T09:45:00.200000Z"],
+    )
+    client: str | None = Field(
+        description="What it was opened with: the User-Agent of its login.",
+        examples=["curl/8.5.0"],
+    )
+    is_current: bool = Field(
+        description="Whether this call is made in it.", examples=[True]
+    )
 
 
 class ChangePassword(BaseModel):

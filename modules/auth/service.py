@@ -1,39 +1,20 @@
-"""Signing up, signing in, and knowing who calls."""
+"""Signing up, signing in, and passwords."""
 
 import logging
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from core.batching import Batcher
+from core.client import Client
 from core.db import Database
-from core.errors import (
-    Conflict,
-    FieldError,
-    Forbidden,
-    Invalid,
-    Malformed,
-    Unauthenticated,
-)
-from core.security import InvalidToken, Principal
+from core.errors import Conflict, FieldError, Forbidden, Invalid, Malformed
+from core.security import Principal
 from modules.auth import repository
 from modules.auth.passwords import Passwords
-from modules.auth.tokens import AccessTokens
+from modules.auth.sessions import Grant, InvalidGrant, Sessions
+from modules.auth.throttle import Throttle, network_hash
 from modules.users.public import NewUser, Role, User, UserNotFound, Users
 
 log = logging.getLogger(__name__)
-
-
-class InvalidGrant(Unauthenticated):
-    """The user name or the password is wrong."""
-
-    def __init__(self) -> None:
-        # In the words of RFC 6749, for OAuth2 clients such as the Swagger page.
-        super().__init__(error="invalid_grant", error_description=self.title)
 
 
 class UnsupportedGrantType(Malformed):
@@ -51,33 +32,28 @@ class PasswordChanged(Conflict):
     """The password was changed by somebody else at this moment."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What a successful login gives."""
-
-    access_token: str
-    lifetime: timedelta
-
-
 class Auth:
-    """Accounts with passwords, and the sessions they open."""
-
-    token_url = "/auth/token"
+    """Accounts with passwords."""
 
     def __init__(
         self,
         db: Database,
         users: Users,
         passwords: Passwords,
-        tokens: AccessTokens,
-        clock: Callable[[], datetime],
+        sessions: Sessions,
+        throttle: Throttle,
     ) -> None:
         self._db = db
         self._users = users
         self._passwords = passwords
-        self._tokens = tokens
-        self._clock = clock
-        self._callers = Batcher(self._find_callers)
+        self._throttle = throttle
+        self._sessions = sessions
+
+    async def sign_up(self, username: str, password: str, client: Client) -> User:
+        """Make an account for whoever asks. Raises as `register`, TooManyAttempts."""
+        self._passwords.check(password, username)
+        async with self._throttle.registering(client):
+            return await self.register(username, password)
 
     async def register(
         self, username: str, password: str, role: Role = Role.USER
@@ -91,50 +67,63 @@ class Auth:
         log.info("auth.registered", extra={"user_id": user.id, "role": role.value})
         return user
 
-    async def log_in(self, username: str, password: str) -> Grant:
+    async def log_in(self, username: str, password: str, client: Client) -> Grant:
         """Open a session.
 
         Raises InvalidGrant, after the same work, for an unknown name, a wrong password
-        and an account that is not active.
+        and an account that is not active; TooManyAttempts before any work.
         """
         async with self._db.reading() as session:
-            user_id, password_hash = await self._credential(session, username)
-        if not await self._passwords.verify(password, password_hash):
+            user_id, password_hash, is_known = await self._account(
+                session, username, client
+            )
+        guess = await self._throttle.guess(username, client, is_known_there=is_known)
+        async with self._throttle.guessing(guess):
+            is_right = await self._passwords.verify(password, password_hash)
+        if not is_right:
             raise _refused(user_id)
         assert user_id is not None and password_hash is not None
-        session_id, now = uuid.uuid4(), self._clock()
         async with self._db.transaction() as session:
-            opened = await repository.open_session(
-                session,
-                session_id,
-                user_id,
-                verified=password_hash,
-                expires_at=now + self._tokens.lifetime,
+            grant = await self._sessions.open(
+                session, user_id, client, verified=password_hash
             )
-        if not opened:
+            if grant is not None:
+                await self._throttle.succeeded(session, guess)
+        if grant is None:
             raise _refused(user_id)
         log.info("auth.logged_in", extra={"user_id": user_id})
-        token = self._tokens.issue(user_id, session_id, now)
-        return Grant(token, self._tokens.lifetime)
+        return grant
 
-    async def _credential(
-        self, session: AsyncSession, username: str
-    ) -> tuple[int | None, str | None]:
+    async def _account(
+        self, session: AsyncSession, username: str, client: Client
+    ) -> tuple[int | None, str | None, bool]:
+        """The id, the password hash, and whether it was signed in to from there."""
         user = await self._users.find_by_username(session, username)
-        if user is None:
-            return None, None
-        return user.id, await repository.password_hash(session, user.id)
+        # Of nobody, too: the same statements for every name.
+        user_id = 0 if user is None else user.id
+        found = await repository.password_hash(session, user_id)
+        known = await repository.knows_network(session, user_id, network_hash(client))
+        return user_id or None, found, known
 
-    async def change_password(self, who: Principal, current: str, new: str) -> None:
+    async def change_password(
+        self, who: Principal, current: str, new: str, client: Client
+    ) -> None:
         """Replace the password; every other session ends with it.
 
-        Raises WrongPassword, Invalid for the new one, PasswordChanged.
+        Raises WrongPassword, Invalid for the new one, PasswordChanged, TooManyAttempts.
         """
         self._passwords.check(new, who.username, field="new_password")
         async with self._db.reading() as session:
-            old = await repository.password_hash(session, who.user_id)
-        if old is None or not await self._passwords.verify(current, old):
+            _, old, is_known = await self._account(session, who.username, client)
+        guess = await self._throttle.guess(
+            who.username, client, is_known_there=is_known
+        )
+        async with self._throttle.guessing(guess):
+            is_right = await self._passwords.verify(current, old)
+        if old is None or not is_right:
             raise WrongPassword
+        async with self._db.transaction() as session:
+            await self._throttle.succeeded(session, guess)
         if await self._passwords.verify(new, old):
             where = ("body", "new_password")
             message = "Must differ from the current password."
@@ -145,29 +134,8 @@ class Auth:
                 session, who.user_id, old=old, new=made
             ):
                 raise PasswordChanged
-            await repository.revoke_others(session, who.user_id, who.session_id)
+            await repository.revoke_sessions(session, who.user_id, keep=who.session_id)
         log.info("auth.password_changed", extra={"user_id": who.user_id})
-
-    async def authenticate(self, token: str) -> Principal:
-        """Who calls with this token, by the database as it is now.
-
-        Raises InvalidToken; DatabaseUnavailable when nobody can know.
-        """
-        claims = self._tokens.read(token)
-        principal = await self._callers.find(claims.session_id)
-        if principal is None or principal.user_id != claims.user_id:
-            raise InvalidToken
-        return principal
-
-    async def _find_callers(self, sessions: Sequence[UUID]) -> dict[UUID, Principal]:
-        # As with the token: another server's clock may be a little behind.
-        now = self._clock() - self._tokens.leeway
-        async with self._db.query() as connection:
-            rows = await repository.find_callers(connection, sessions, now)
-        return {
-            row.session_id: Principal(row.id, row.username, row.role, row.session_id)
-            for row in rows
-        }
 
     async def set_role(self, username: str, role: Role) -> User:
         """For operators only. Raises UserNotFound, LastAdmin."""

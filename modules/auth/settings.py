@@ -17,6 +17,20 @@ class AuthSettings(Section):
     """For whom the tokens are."""
     access_token_seconds: int = Field(900, gt=0, le=86_400)
     """How long an access token is good."""
+    session_idle_seconds: int = Field(14 * 86_400, gt=0)
+    """How long a session lasts that is not refreshed; 14 days."""
+    session_absolute_seconds: int = Field(90 * 86_400, gt=0)
+    """How long a session lasts at most, however often it is refreshed; 90 days."""
+    refresh_grace_seconds: int = Field(0, ge=0, le=10)
+    """How long the refresh token just replaced is good once more, for clients that lose
+    answers; 0 ends a session at the first reuse."""
+    login_attempts: int = Field(5, ge=0, le=100)
+    """Wrong passwords for one account, within a day, before there is a wait: doubling
+    from 32 seconds to 15 minutes; 0: no limit."""
+    network_login_attempts: int = Field(30, ge=0)
+    """The same for one client network, within 15 minutes."""
+    network_registrations: int = Field(100, ge=0)
+    """Registrations from one client network, within an hour, before there is a wait."""
     clock_leeway_seconds: int = Field(10, ge=0, le=60)
     """How far the clocks of two servers may differ."""
     shortest_password_chars: int = Field(8, ge=8, le=128)

@@ -74,7 +74,8 @@ async def test_F36_no_login_with_the_old_password_outlives_its_change(
     logins = await asyncio.gather(*[api.log_in(ada.username) for _ in range(20)])
     assert (await changing).status_code == 204
     for login in logins:
-        if login.status_code == 401:
+        # Refused, or told to wait: nobody signs in twenty times at once.
+        if login.status_code in (401, 429):
             continue
         bearer = {"Authorization": f"Bearer {login.json()['access_token']}"}
         answer = await api.http.get("/users/me", headers=bearer)

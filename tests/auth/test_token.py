@@ -157,7 +157,12 @@ async def test_T06_a_token_is_not_to_be_kept_by_anybody_between(
     answer = await api.log_in(ada.username.upper())
     assert answer.status_code == 200
     granted = answer.json()
-    assert granted.keys() == {"access_token", "token_type", "expires_in"}
+    assert granted.keys() == {
+        "access_token",
+        "token_type",
+        "expires_in",
+        "refresh_token",
+    }
     assert (granted["token_type"], granted["expires_in"]) == ("bearer", 900)
     assert answer.headers["cache-control"] == "no-store"
     assert "set-cookie" not in answer.headers
@@ -178,7 +183,7 @@ async def test_A09_a_flood_of_logins_is_bounded_and_stops_nobody_else(
     databases: Databases, tmp_path: Path
 ) -> None:
     url = await databases.migrated("sqlite")
-    narrow = "hash_threads = 1\nhash_queue = 2"
+    narrow = "hash_threads = 1\nhash_queue = 2\nlogin_attempts = 0"
     file = write_config(tmp_path / "app.toml", url, auth=narrow)
     async with served(file) as (_, api):
         ada = await api.account()

@@ -18,6 +18,7 @@ from tests.support.upstream import Upstream
 PROBLEM = "application/problem+json"
 EVENTS = "text/event-stream"
 OPEN = {
+    ("post", "/auth/refresh"),
     ("post", "/auth/register"),
     ("post", "/auth/token"),
     ("get", "/health/live"),
@@ -59,7 +60,7 @@ def example(schema: Document, document: Document) -> Any:
 async def test_every_operation_is_described(document: Document) -> None:
     described = {tag["name"] for tag in document["tags"] if tag["description"]}
     seen = [key for key, _ in operations(document)]
-    assert len(seen) == len(set(seen)) == 16
+    assert len(seen) == len(set(seen)) == 21
     for _, operation in operations(document):
         assert operation["summary"] and operation["description"]
         assert operation["tags"] and described.issuperset(operation["tags"])
@@ -102,7 +103,8 @@ async def test_every_error_is_documented_as_a_problem_with_an_example(
     for key, operation in operations(document):
         errors = {c: r for c, r in operation["responses"].items() if c >= "400"}
         assert {"400", "431", "500"} <= errors.keys(), key
-        assert ("401" in errors) == (key not in OPEN or key[1] == "/auth/token"), key
+        signs_in = key[1] in ("/auth/token", "/auth/refresh")
+        assert ("401" in errors) == (key not in OPEN or signs_in), key
         if "requestBody" in operation:
             assert {"408", "413", "415", "422"} <= errors.keys(), key
         for code, response in errors.items():
@@ -164,6 +166,7 @@ async def test_pages_and_document_can_be_switched_off(
         assert (await api.get("/health/live")).status_code == 200
 
 
+ENDS_SESSION = ("/auth/logout", "/auth/logout-all")
 FUZZ = """\
 [generation]
 mode = "all"
@@ -197,16 +200,22 @@ async def test_A22_what_anybody_sends_is_answered_as_documented(
         # The last administrator: may see everything, and cannot delete itself.
         admin = await make_admin(found, api)
         await api.ask(admin, "Is anybody there?")
+        again = [await api.signed_in(admin.id, admin.username) for _ in ENDS_SESSION]
         await api.close()
-        output = await _schemathesis(found.url, admin.token, folder)
-    assert "16 selected / 16 total" in output, output
+        left_out = [word for path in ENDS_SESSION for word in ("--exclude-path", path)]
+        output = await _schemathesis(found.url, admin.token, folder, *left_out)
+        assert "19 selected / 21 total" in output, output
+        for path, account in zip(ENDS_SESSION, again, strict=True):
+            only = ("--include-path", path)
+            await _schemathesis(found.url, account.token, folder, *only)
 
 
-async def _schemathesis(url: str, token: str, folder: Path) -> str:
+async def _schemathesis(url: str, token: str, folder: Path, *selection: str) -> str:
     program = Path(sys.executable).with_name("schemathesis")
     process = await asyncio.create_subprocess_exec(
         *(program, "run", f"{url}/openapi.json", "--no-color"),
         *("--header", f"Authorization: Bearer {token}"),
+        *selection,
         cwd=folder,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -131,7 +131,7 @@ async def test_what_nobody_foresaw_is_500_and_shows_no_insides(
         (404, 404, "not_found"),
         (409, 409, "conflict"),
         (418, 418, "http_418"),
-        (429, 429, "http_429"),
+        (429, 429, "too_many"),
         (500, 500, "internal_error"),
         (507, 507, "http_507"),
     ],
@@ -143,6 +143,7 @@ async def test_a_strangers_http_exception_is_told_in_our_words(
     assert_problem(answer, status, code)
     assert guestbook.CANARY not in answer.text
     assert guestbook.CANARY not in repr(answer.headers)
+    assert answer.headers["retry-after"] == "7"
 
 
 async def test_a_strangers_operations_are_documented_as_ours_are(

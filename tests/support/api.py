@@ -23,6 +23,7 @@ class Account:
     username: str
     token: str
     password: str = PASSWORD
+    refresh_token: str = ""
 
     @property
     def auth(self) -> dict[str, str]:
@@ -127,7 +128,13 @@ class Api:
     ) -> Account:
         answer = await self.log_in(username, password)
         assert answer.status_code == 200, answer.text
-        return Account(user_id, username, answer.json()["access_token"], password)
+        given = answer.json()
+        token, refresh_token = given["access_token"], given["refresh_token"]
+        return Account(user_id, username, token, password, refresh_token)
+
+    async def refresh(self, refresh_token: str) -> httpx.Response:
+        body = {"refresh_token": refresh_token}
+        return await self.http.post("/auth/refresh", json=body)
 
     async def ask(self, who: Account, content: str) -> httpx.Response:
         return await self.http.post(

@@ -16,12 +16,16 @@ def write_config(
 ) -> Path:
     """Write a file with a provider `main`; `tables` add lines to a table by name.
 
-    Passwords are hashed at the lowest price that is allowed, and a provider that fails
-    in one test after the other is not left alone.
+    Passwords are hashed at the lowest price that is allowed; every test comes from one
+    network, so that is not limited; and a provider that fails in one test after the
+    other is not left alone.
     """
     lines = {
         "database": f"url = {json.dumps(database_url)}",
-        "auth": f'secret = "{SECRET}"\nhash_memory_kib = 8192\nhash_rounds = 1',
+        "auth": (
+            f'secret = "{SECRET}"\nhash_memory_kib = 8192\nhash_rounds = 1\n'
+            "network_login_attempts = 0\nnetwork_registrations = 0"
+        ),
         "llm": 'provider = "main"',
         "providers.main": (
             f'type = "openai"\nbase_url = "{base_url}"\nmodel = "fake"\n'
@@ -30,7 +34,14 @@ def write_config(
     }
     for table, more in tables.items():
         name = table.replace("__", ".")
-        lines[name] = f"{lines[name]}\n{more}" if name in lines else more
+        lines[name] = _merged(lines[name], more) if name in lines else more
     text = "\n\n".join(f"[{table}]\n{body}" for table, body in lines.items())
     file.write_text(f"{text}\n", encoding="utf-8")
     return file
+
+
+def _merged(lines: str, more: str) -> str:
+    """`more` below those lines that it does not set anew."""
+    anew = {line.partition(" =")[0] for line in more.splitlines()}
+    kept = [line for line in lines.splitlines() if line.partition(" =")[0] not in anew]
+    return "\n".join((*kept, more))

@@ -103,7 +103,7 @@ async def lies() -> Entry:
 @router.get("/http/{{status}}")
 async def says(status: int) -> None:
     """Raise FastAPI's own exception."""
-    raise HTTPException(status, INSIDE, {{"X-Canary": INSIDE}})
+    raise HTTPException(status, INSIDE, {{"X-Canary": INSIDE, "Retry-After": "7"}})
 '''
 
 

@@ -1,0 +1,44 @@
+"""Work that a server does again and again, whatever becomes of one time."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from core.errors import DomainError
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def repeating(
+    name: str, work: Callable[[], Awaitable[None]], *, seconds: float
+) -> AsyncIterator[None]:
+    """Do `work` at once and then about every so many seconds, until the block is left.
+
+    A time that fails is told in the log under `name` and followed by the next.
+    """
+    task = asyncio.create_task(_repeat(name, work, seconds))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _repeat(
+    name: str, work: Callable[[], Awaitable[None]], seconds: float
+) -> None:
+    while True:
+        try:
+            await work()
+        except DomainError as error:
+            fields = {"work": name, "code": error.code}
+            log.warning("periodic.failed", extra=fields)
+        except Exception as error:
+            # Its words may repeat a row.
+            fields = {"work": name, "error": type(error).__name__}
+            log.error("periodic.failed", extra=fields)
+        # Replicas that were started together must not all come at the same moment.
+        await asyncio.sleep(seconds * random.uniform(0.8, 1.2))
