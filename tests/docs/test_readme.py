@@ -32,9 +32,10 @@ ADMINS_PASSWORD = "seven silent typewriters"
 EXAMPLES = sorted((ROOT / "config" / "examples").glob("*.toml"))
 # Everything that differs from run to run, or by who answers.
 CHANGING = re.compile(
-    r"(_at|request_id|instance|access_token|answer|text|name|provider|model|_tokens"
-    r"|milliseconds|next_cursor)$"
+    r"(_at|request_id|instance|access_token|refresh_token|answer|text|name|provider|model|_tokens"
+    r"|milliseconds|next_cursor|client)$"
 )
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def readme(name: str = "README.md") -> str:
@@ -118,6 +119,8 @@ def assert_like(shown: Any, real: Any, where: str) -> None:
         assert len(real) == len(shown), where
         for index, (one, other) in enumerate(zip(shown, real, strict=True)):
             assert_like(one, other, f"{where}[{index}]")
+    elif isinstance(shown, str) and UUID.fullmatch(shown):
+        assert UUID.fullmatch(real), where
     elif not CHANGING.search(where):
         assert real == shown, where
 
@@ -221,7 +224,7 @@ async def test_the_readme_shows_every_operation_that_there_is(
             sends = " -d " in step.command
             assert path is not None
             word = method[1] if method else "POST" if sends else "GET"
-            shown.add((word, re.sub(r"/\d+", "/{}", path[1])))
+            shown.add((word, re.sub(r"/(\d+|\$\w+)", "/{}", path[1])))
     assert shown == {
         (method.upper(), re.sub(r"\{\w+\}", "{}", path))
         for path, item in made["paths"].items()
