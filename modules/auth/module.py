@@ -41,6 +41,7 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     auth = Auth(context.database, users, passwords, sessions, throttle)
     context.services.add(Authenticator, sessions)
     context.services.add(Sessions, sessions)
+    context.services.add(Throttle, throttle)
     context.services.add(Auth, auth)
 
     async def sweep() -> None:
