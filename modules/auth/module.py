@@ -1,10 +1,11 @@
 """How auth plugs into the application."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from core.layers import Finding
-from core.module import Module, ModuleContext
+from core.module import Module, ModuleContext, Record
 from core.settings import Settings
 from modules.auth.settings import AuthSettings
 
@@ -40,6 +41,21 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
         passwords.close()
 
 
+async def every_session(
+    context: ModuleContext, user_id: int
+) -> AsyncGenerator[Record, None]:
+    """All sessions of a user that are kept, ended ones too, newest first."""
+    from core.pages import every
+    from modules.auth import repository
+
+    async def read(last: Any | None) -> Sequence[Any]:
+        async with context.database.reading() as session:
+            return await repository.sessions_before(session, user_id, last, limit=500)
+
+    async for row in every(read):
+        yield row._asdict()
+
+
 MODULE = Module(
     name="auth",
     requires=("users",),
@@ -49,4 +65,5 @@ MODULE = Module(
     sections={"auth": AuthSettings},
     check=check,
     lifespan=lifespan,
+    personal_data={"sessions": every_session},
 )
