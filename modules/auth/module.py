@@ -1,5 +1,6 @@
 """How auth plugs into the application."""
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,6 +9,8 @@ from core.layers import Finding
 from core.module import Module, ModuleContext, Record
 from core.settings import Settings
 from modules.auth.settings import AuthSettings
+
+log = logging.getLogger(__name__)
 
 
 def check(settings: Settings) -> Iterator[Finding]:
@@ -23,6 +26,7 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     # Imported here, so that the command line's help stays fast.
     from core.security import Authenticator
     from modules.auth.passwords import Passwords
+    from modules.auth.registration import Registration
     from modules.auth.secret import signing_secret
     from modules.auth.service import Auth
     from modules.auth.tokens import AccessTokens
@@ -35,6 +39,8 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     auth = Auth(context.database, users, passwords, tokens, context.clock)
     context.services.add(Authenticator, auth)
     context.services.add(Auth, auth)
+    context.services.add(Registration, Registration(settings))
+    log.info("auth.registration", extra={"mode": settings.registration})
     try:
         yield
     finally:

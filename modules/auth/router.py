@@ -8,6 +8,7 @@ from core.db import Busy, DatabaseUnavailable
 from core.problems import problem_responses
 from core.security import CurrentUser
 from core.services import service
+from modules.auth.registration import Registration, RegistrationClosed
 from modules.auth.schemas import (
     ChangePassword,
     Register,
@@ -28,11 +29,21 @@ router = APIRouter(prefix="/auth", tags=["auth"])
 TheAuth = Annotated[Auth, Depends(service(Auth))]
 
 
+async def _admit(
+    registration: Annotated[Registration, Depends(service(Registration))],
+) -> None:
+    # As a dependency it answers before anybody looks at what was sent.
+    registration.admit()
+
+
 @router.post(
     "/register",
     status_code=201,
     summary="Make an account",
-    responses=problem_responses(UsernameTaken, DatabaseUnavailable, Busy),
+    dependencies=[Depends(_admit)],
+    responses=problem_responses(
+        UsernameTaken, RegistrationClosed, DatabaseUnavailable, Busy
+    ),
 )
 async def register(body: Register, auth: TheAuth) -> Registered:
     """Make an account for yourself; sign in with it by **Authorize**.
