@@ -34,7 +34,8 @@ async def read_me(who: CurrentUser, users: Everybody) -> UserRead:
 async def change_me(body: ChangeMe, who: CurrentUser, users: Everybody) -> UserRead:
     """Change your user name; leave it out and nothing changes.
 
-    Access tokens stay valid: they know you by number, not by name.
+    Of two changes at once the last one wins. Access tokens stay valid: they know you
+    by number, not by name.
     """
     if body.username is None:
         return UserRead.model_validate(await users.own(who.user_id))
