@@ -1,12 +1,16 @@
 """How auth plugs into the application."""
 
-from collections.abc import AsyncIterator, Iterator
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from core.layers import Finding
-from core.module import Module, ModuleContext
+from core.module import Module, ModuleContext, Record
 from core.settings import Settings
 from modules.auth.settings import AuthSettings
+
+log = logging.getLogger(__name__)
 
 _SWEPT_EVERY_SECONDS = 60 * 60
 
@@ -25,6 +29,7 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     from core.periodic import repeating
     from core.security import Authenticator
     from modules.auth.passwords import Passwords
+    from modules.auth.registration import Registration
     from modules.auth.secret import signing_secret
     from modules.auth.service import Auth
     from modules.auth.sessions import Sessions
@@ -43,6 +48,7 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     context.services.add(Sessions, sessions)
     context.services.add(Throttle, throttle)
     context.services.add(Auth, auth)
+    context.services.add(Registration, Registration(settings))
 
     async def sweep() -> None:
         await sessions.sweep()
@@ -51,9 +57,25 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         stack.callback(passwords.close)
         if context.is_serving:
+            log.info("auth.registration", extra={"mode": settings.registration})
             sweeping = repeating("auth.sweep", sweep, seconds=_SWEPT_EVERY_SECONDS)
             await stack.enter_async_context(sweeping)
         yield
+
+
+async def every_session(
+    context: ModuleContext, user_id: int
+) -> AsyncGenerator[Record, None]:
+    """All sessions of a user that are kept, ended ones too, newest first."""
+    from core.pages import every
+    from modules.auth import repository
+
+    async def read(last: Any | None) -> Sequence[Any]:
+        async with context.database.reading() as session:
+            return await repository.sessions_before(session, user_id, last, limit=500)
+
+    async for row in every(read):
+        yield row._asdict()
 
 
 MODULE = Module(
@@ -65,4 +87,5 @@ MODULE = Module(
     sections={"auth": AuthSettings},
     check=check,
     lifespan=lifespan,
+    personal_data={"sessions": every_session},
 )

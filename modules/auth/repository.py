@@ -23,6 +23,7 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -51,6 +52,29 @@ async def add_credential(
     await session.execute(
         insert(CredentialRow).values(user_id=user_id, password_hash=password_hash)
     )
+
+
+async def sessions_before(
+    session: AsyncSession, user_id: int, last: Any | None, *, limit: int
+) -> Sequence[Any]:
+    """Every session of a user that comes after `last`, newest first; no hashes."""
+    place = (SessionRow.created_at, SessionRow.id)
+    statement = (
+        select(
+            SessionRow.id,
+            SessionRow.created_at,
+            SessionRow.last_used_at,
+            SessionRow.expires_at,
+            SessionRow.revoked_at,
+            SessionRow.client,
+        )
+        .where(SessionRow.user_id == user_id)
+        .order_by(*[column.desc() for column in place])
+        .limit(limit)
+    )
+    if last is not None:
+        statement = statement.where(tuple_(*place) < (last.created_at, last.id))
+    return (await session.execute(statement)).all()
 
 
 async def password_hash(session: AsyncSession, user_id: int) -> str | None:

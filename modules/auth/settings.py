@@ -1,5 +1,7 @@
 """[auth]: signing, sessions and passwords."""
 
+from typing import Literal
+
 from pydantic import Field, SecretStr
 
 from core.tables import Section
@@ -11,6 +13,8 @@ class AuthSettings(Section):
     secret: SecretStr | None = None
     """Signs access tokens: at least 32 bytes. Made by itself on the embedded server
     only."""
+    registration: Literal["open", "closed"] = "open"
+    """Whether anybody may make an account, or only the operator."""
     issuer: str = Field("vopros", min_length=1)
     """Who issues the tokens."""
     audience: str = Field("vopros", min_length=1)

@@ -3,18 +3,21 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
+from starlette.responses import Response
 
+from core.export import Download, Exports
 from core.pages import CursorText, Page, PageLimit
 from core.problems import problem_responses
 from core.security import AdminsOnly, CurrentAdmin, CurrentUser
 from core.services import service
 from core.text import Id, SafeText
 from modules.users.public import LastAdmin, Role, UsernameTaken, UserNotFound
-from modules.users.schemas import ChangeMe, UserListed, UserRead
+from modules.users.schemas import ChangeMe, Exported, UserListed, UserRead
 from modules.users.service import StoredUsers
 
 router = APIRouter(prefix="/users", tags=["users"])
 Everybody = Annotated[StoredUsers, Depends(service(StoredUsers))]
+Everything = Annotated[Exports, Depends(service(Exports))]
 
 
 @router.get("/me", summary="See your account")
@@ -31,7 +34,8 @@ async def read_me(who: CurrentUser, users: Everybody) -> UserRead:
 async def change_me(body: ChangeMe, who: CurrentUser, users: Everybody) -> UserRead:
     """Change your user name; leave it out and nothing changes.
 
-    Access tokens stay valid: they know you by number, not by name.
+    Of two changes at once the last one wins. Access tokens stay valid: they know you
+    by number, not by name.
     """
     if body.username is None:
         return UserRead.model_validate(await users.own(who.user_id))
@@ -50,6 +54,21 @@ async def delete_me(who: CurrentUser, users: Everybody) -> None:
     The access token is refused from then on. The last administrator cannot leave.
     """
     await users.delete(who.user_id)
+
+
+@router.get("/me/export", summary="Export your data", response_model=Exported)
+async def export_me(
+    who: CurrentUser, users: Everybody, everything: Everything
+) -> Response:
+    """Download all that is kept of you as one JSON file: your account, every session
+    and every question, newest first. No password, token or hash is among it.
+
+    The file is sent while it is read from the database. **A file without
+    `"complete": true` at its end is incomplete**: the connection broke, something
+    failed here, or the account was deleted meanwhile.
+    """
+    pieces = everything.write(who.user_id, still_there=users.own)
+    return Download("vopros-export.json", pieces)
 
 
 @router.get("", summary="List users", responses=problem_responses(AdminsOnly))

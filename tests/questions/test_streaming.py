@@ -265,7 +265,7 @@ async def start_by_hand(api: Api, who: Account) -> asyncio.StreamWriter:
     return writer
 
 
-async def test_F34_a_stream_whose_owner_left_ends_with_that(
+async def test_F34_A24_a_stream_whose_owner_left_ends_with_that(
     api: Api, ada: Account, upstream: Upstream
 ) -> None:
     model = Told()
