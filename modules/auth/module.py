@@ -22,13 +22,13 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     # Imported here, so that the command line's help stays fast.
     from core.security import Authenticator
     from modules.auth.passwords import Passwords
-    from modules.auth.secret import signing_secret
+    from modules.auth.secret import signing_keys
     from modules.auth.service import Auth
     from modules.auth.tokens import AccessTokens
     from modules.users.public import Users
 
     settings = context.settings.section(AuthSettings)
-    tokens = AccessTokens(settings, signing_secret(context.settings))
+    tokens = AccessTokens(settings, signing_keys(context.settings))
     passwords = Passwords(settings)
     users = context.services.get(Users)
     auth = Auth(context.database, users, passwords, tokens, context.clock)
