@@ -99,18 +99,30 @@ class Auth:
         """
         async with self._db.reading() as session:
             user_id, password_hash = await self._credential(session, username)
-        if not await self._passwords.verify(password, password_hash):
+        verified = await self._passwords.verify(
+            password, password_hash, user_id=user_id
+        )
+        if not verified.matches:
             raise _refused(user_id)
         assert user_id is not None and password_hash is not None
         session_id, now = uuid.uuid4(), self._clock()
         async with self._db.transaction() as session:
-            opened = await repository.open_session(
+            new = verified.replacement
+            is_overtaken = new is not None and (
+                not await repository.upgrade_password_hash(
+                    session, user_id, old=password_hash, new=new
+                )
+            )
+            opened = not is_overtaken and await repository.open_session(
                 session,
                 session_id,
                 user_id,
-                verified=password_hash,
+                verified=new or password_hash,
                 expires_at=now + self._tokens.lifetime,
             )
+        if is_overtaken:
+            # By another login's upgrade, or a change of the password: look again.
+            return await self.log_in(username, password)
         if not opened:
             raise _refused(user_id)
         log.info("auth.logged_in", extra={"user_id": user_id})
@@ -133,9 +145,12 @@ class Auth:
         self._passwords.check(new, who.username, field="new_password")
         async with self._db.reading() as session:
             old = await repository.password_hash(session, who.user_id)
-        if old is None or not await self._passwords.verify(current, old):
+        if old is None:
             raise WrongPassword
-        if await self._passwords.verify(new, old):
+        given = await self._passwords.verify(current, old, user_id=who.user_id)
+        if not given.matches:
+            raise WrongPassword
+        if (await self._passwords.verify(new, old)).matches:
             where = ("body", "new_password")
             message = "Must differ from the current password."
             raise Invalid(FieldError(where, "same_password", message))
