@@ -40,6 +40,10 @@ class Verified:
     is_readable: bool = True
     """Whether the hash is of a kind that we know."""
 
+    def __bool__(self) -> bool:
+        # Else every answer would be true, for whoever forgets to ask for `matches`.
+        return self.matches
+
 
 class Passwords:
     """Hashes and verifies in a few threads of its own; what waits is bounded.
