@@ -30,7 +30,7 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     from core.security import Authenticator
     from modules.auth.passwords import Passwords
     from modules.auth.registration import Registration
-    from modules.auth.secret import signing_secret
+    from modules.auth.secret import signing_keys
     from modules.auth.service import Auth
     from modules.auth.sessions import Sessions
     from modules.auth.throttle import Throttle
@@ -38,7 +38,7 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     from modules.users.public import Users
 
     settings = context.settings.section(AuthSettings)
-    tokens = AccessTokens(settings, signing_secret(context.settings))
+    tokens = AccessTokens(settings, signing_keys(context.settings))
     passwords = Passwords(settings)
     throttle = Throttle(context.database, settings)
     sessions = Sessions(context.database, tokens, settings, context.clock)

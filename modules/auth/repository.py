@@ -98,6 +98,24 @@ async def replace_password_hash(
     return (await session.scalar(statement)) is not None
 
 
+async def upgrade_password_hash(
+    session: AsyncSession, user_id: int, *, old: str, new: str
+) -> bool:
+    """Whether the old one was still in place. The password is the same as before."""
+    # First the account, as in its deletion and in `open_session`.
+    account = select(ACCOUNTS.c.id).where(ACCOUNTS.c.id == literal(user_id, BigId))
+    statement = (
+        update(CredentialRow)
+        .where(
+            CredentialRow.user_id.in_(account.with_for_update(read=True)),
+            CredentialRow.password_hash == old,
+        )
+        .values(password_hash=new)
+        .returning(CredentialRow.user_id)
+    )
+    return (await session.scalar(statement)) is not None
+
+
 async def open_session(
     session: AsyncSession, new: NewSession, *, verified: str
 ) -> bool:

@@ -1,8 +1,6 @@
 """Access tokens that are not what they say (J01 to J18)."""
 
-import base64
 import hashlib
-import hmac
 import json
 import time
 import uuid
@@ -24,36 +22,14 @@ from tests.conftest import Databases, make_admin, served
 from tests.support.api import PASSWORD, Account, Api, assert_problem
 from tests.support.config import SECRET, write_config
 from tests.support.raw import exchange, request
-
-KID = hmac.new(SECRET.encode(), b"kid", hashlib.sha256).hexdigest()[:16]
-HEADER = {"alg": "HS256", "typ": "at+jwt", "kid": KID}
-Claims = dict[str, Any]
-
-
-def encode(part: bytes | str | dict[str, Any]) -> bytes:
-    if isinstance(part, dict):
-        part = json.dumps(part)
-    data = part.encode() if isinstance(part, str) else part
-    return base64.urlsafe_b64encode(data).rstrip(b"=")
-
-
-def sign(
-    claims: bytes | str | dict[str, Any],
-    header: bytes | str | dict[str, Any] = HEADER,
-    *,
-    secret: str = SECRET,
-    digest: str = "sha256",
-) -> str:
-    """A token made by hand: no library would sign most of these."""
-    signed = encode(header) + b"." + encode(claims)
-    mac = hmac.new(secret.encode(), signed, digest).digest()
-    return (signed + b"." + encode(mac)).decode()
-
-
-def claims_of(who: Account) -> Claims:
-    payload = who.token.split(".")[1]
-    claims: Claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
-    return claims
+from tests.support.tokens import (
+    HEADER,
+    KID,
+    claims_of,
+    derived_kid,
+    header_of,
+    sign,
+)
 
 
 async def call(api: Api, token: str | bytes) -> httpx.Response:
@@ -77,9 +53,8 @@ async def assert_accepted(api: Api, token: str) -> None:
 async def test_a_token_says_who_and_for_how_long_and_nothing_else(
     api: Api, somebody: Account
 ) -> None:
-    header = json.loads(base64.urlsafe_b64decode(somebody.token.split(".")[0] + "=="))
     claims = claims_of(somebody)
-    assert header == HEADER
+    assert header_of(somebody) == HEADER
     assert claims.keys() == {"iss", "aud", "sub", "sid", "jti", "iat", "exp"}
     assert (claims["sub"], claims["exp"] - claims["iat"]) == (str(somebody.id), 900)
     await assert_accepted(api, sign(claims))
@@ -368,9 +343,8 @@ async def test_J15_another_server_with_another_secret_does_not_know_the_token(
     api: Api, somebody: Account
 ) -> None:
     secret = hashlib.sha256(b"another").hexdigest()
-    kid = hmac.new(secret.encode(), b"kid", hashlib.sha256).hexdigest()[:16]
     await assert_refused(api, sign(claims_of(somebody), secret=secret))
-    header = HEADER | {"kid": kid}
+    header = HEADER | {"kid": derived_kid(secret)}
     await assert_refused(api, sign(claims_of(somebody), header, secret=secret))
 
 

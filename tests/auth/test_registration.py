@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from core.testing import Running
-from modules.auth.service import Auth
 from tests.conftest import Databases, Recorder, make_admin, served
 from tests.support.api import CANARY, PASSWORD, Account, Api, assert_problem
 from tests.support.config import write_config
@@ -51,7 +50,7 @@ async def test_where_registration_is_closed_nobody_makes_an_account(
     closed: tuple[Running, Api], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, api = closed
-    work = Work(service.service(Auth), monkeypatch)
+    work = Work(monkeypatch)
     assert_problem(await api.register("ada"), 403, "registration_closed")
     # Nobody looks at what was sent: a bad name or password is refused like a good one.
     for name, password in (("admin", PASSWORD), ("ada", "short"), ("x" * 99, CANARY)):

@@ -12,7 +12,6 @@ from core.client import Client
 from core.db import Busy, Database, db_after, db_now
 from core.testing import Running
 from modules.auth.models import AttemptsRow
-from modules.auth.service import Auth
 from modules.auth.throttle import Throttle
 from tests.conftest import Databases, served
 from tests.support.api import PASSWORD, Api, assert_problem
@@ -93,7 +92,7 @@ async def test_A11_what_is_refused_costs_no_work_and_makes_no_wait_longer(
     service, api = limited
     ada = await api.account()
     await guess(api, ada.username, 5, "192.0.2.1")
-    work = Work(service.service(Auth), monkeypatch)
+    work = Work(monkeypatch)
     waits = [
         wait_of(await log_in(api, ada.username, PASSWORD, "198.51.100.1"))
         for _ in range(20)

@@ -107,7 +107,7 @@ async def test_T04_scopes_and_client_credentials_are_ignored(
     assert_problem(await api.http.get("/users", headers=bearer), 403, "admins_only")
 
 
-async def test_T05_nobody_can_tell_why_they_were_refused(
+async def test_A10_T05_nobody_can_tell_why_they_were_refused(
     service: Running, api: Api, work: Work
 ) -> None:
     active, inactive, deleted = [await api.account() for _ in range(3)]
@@ -186,7 +186,7 @@ async def test_T07_credentials_in_a_query_are_not_looked_at_and_not_logged(
         assert not any(secret in line for line in lines)
 
 
-async def test_A09_a_flood_of_logins_is_bounded_and_stops_nobody_else(
+async def test_A9_a_flood_of_logins_is_bounded_and_stops_nobody_else(
     databases: Databases, tmp_path: Path
 ) -> None:
     url = await databases.migrated("sqlite")
