@@ -147,8 +147,8 @@ async def test_of_logins_at_the_same_time_all_hold_though_one_upgrades(
     stored: Database, ada: Account, api: Api
 ) -> None:
     await put(stored, ada, bcrypt_of(PASSWORD))
-    logins = await asyncio.gather(*[api.log_in(ada.username) for _ in range(10)])
-    assert [login.status_code for login in logins] == [200] * 10
+    logins = await asyncio.gather(*[api.log_in(ada.username) for _ in range(5)])
+    assert [login.status_code for login in logins] == [200] * 5
     for login in logins:
         who = Account(ada.id, ada.username, login.json()["access_token"])
         assert (await api.get("/users/me", who)).status_code == 200

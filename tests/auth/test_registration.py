@@ -1,5 +1,6 @@
 """Who may make an account: anybody, or nobody but the operator."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -49,7 +50,7 @@ async def test_the_mode_is_said_once_at_start(
 async def test_where_registration_is_closed_nobody_makes_an_account(
     closed: tuple[Running, Api], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service, api = closed
+    _, api = closed
     work = Work(monkeypatch)
     assert_problem(await api.register("ada"), 403, "registration_closed")
     # Nobody looks at what was sent: a bad name or password is refused like a good one.
@@ -75,7 +76,7 @@ async def test_where_registration_is_closed_the_operator_makes_an_administrator(
 ) -> None:
     _, api = closed
     command = ("--config", file, "accounts", "create-admin", "chief")
-    made = vopros(*command, stdin=f"{PASSWORD}\n")
+    made = await asyncio.to_thread(vopros, *command, stdin=f"{PASSWORD}\n")
     assert (made.returncode, made.stderr) == (0, "")
     assert (await api.log_in("chief")).status_code == 200
 
