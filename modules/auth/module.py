@@ -18,9 +18,11 @@ def check(settings: Settings) -> Iterator[Finding]:
 
 @asynccontextmanager
 async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
-    """Offer the `Authenticator` to everybody and `Auth` to the routes."""
+    """Offer `Authenticator` to everybody, `Auth` to routes, `Accounts` to commands."""
     # Imported here, so that the command line's help stays fast.
     from core.security import Authenticator
+    from modules.auth import repository
+    from modules.auth.accounts import Accounts
     from modules.auth.passwords import Passwords
     from modules.auth.secret import signing_secret
     from modules.auth.service import Auth
@@ -34,6 +36,9 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     auth = Auth(context.database, users, passwords, tokens, context.clock)
     context.services.add(Authenticator, auth)
     context.services.add(Auth, auth)
+    context.services.add(Accounts, Accounts(context.database, users, passwords))
+    # For good: an account that is let in again does not find its old sessions alive.
+    users.when_deactivated(repository.revoke_sessions)
     try:
         yield
     finally:

@@ -55,6 +55,20 @@ async def replace_password_hash(
     return (await session.scalar(statement)) is not None
 
 
+async def set_password_hash(session: AsyncSession, user_id: int, new: str) -> bool:
+    """Whether there is such a user."""
+    # The account comes first, as in its deletion: else the two could block each other.
+    account = select(ACCOUNTS.c.id).where(ACCOUNTS.c.id == user_id)
+    await session.execute(account.with_for_update(read=True))
+    statement = (
+        update(CredentialRow)
+        .where(CredentialRow.user_id == user_id)
+        .values(password_hash=new, changed_at=db_now())
+        .returning(CredentialRow.user_id)
+    )
+    return (await session.scalar(statement)) is not None
+
+
 async def open_session(
     session: AsyncSession,
     session_id: UUID,
@@ -129,13 +143,13 @@ async def find_callers(
     return (await connection.execute(_CALLERS[dialect], given)).all()
 
 
-async def revoke_others(session: AsyncSession, user_id: int, kept: UUID) -> None:
-    await session.execute(
-        update(SessionRow)
-        .where(
-            SessionRow.user_id == user_id,
-            SessionRow.id != kept,
-            SessionRow.revoked_at.is_(None),
-        )
-        .values(revoked_at=db_now())
+async def revoke_sessions(
+    session: AsyncSession, user_id: int, *, keep: UUID | None = None
+) -> None:
+    """End the user's sessions, all or all but one."""
+    theirs = update(SessionRow).where(
+        SessionRow.user_id == user_id, SessionRow.revoked_at.is_(None)
     )
+    if keep is not None:
+        theirs = theirs.where(SessionRow.id != keep)
+    await session.execute(theirs.values(revoked_at=db_now()))

@@ -23,7 +23,7 @@ from core.security import InvalidToken, Principal
 from modules.auth import repository
 from modules.auth.passwords import Passwords
 from modules.auth.tokens import AccessTokens
-from modules.users.public import NewUser, Role, User, UserNotFound, Users
+from modules.users.public import NewUser, User, Users
 
 log = logging.getLogger(__name__)
 
@@ -79,16 +79,15 @@ class Auth:
         self._clock = clock
         self._callers = Batcher(self._find_callers)
 
-    async def register(
-        self, username: str, password: str, role: Role = Role.USER
-    ) -> User:
+    async def register(self, username: str, password: str) -> User:
         """Make an account. Raises Invalid for the password, UsernameTaken, Busy."""
         self._passwords.check(password, username)
         password_hash = await self._passwords.hash(password)
         async with self._db.transaction() as session:
-            user = await self._users.add(session, NewUser(username, role))
+            user = await self._users.add(session, NewUser(username))
             await repository.add_credential(session, user.id, password_hash)
-        log.info("auth.registered", extra={"user_id": user.id, "role": role.value})
+        fields = {"user_id": user.id, "role": user.role.value, "by": "self"}
+        log.info("security.account_created", extra=fields)
         return user
 
     async def log_in(self, username: str, password: str) -> Grant:
@@ -113,7 +112,7 @@ class Auth:
             )
         if not opened:
             raise _refused(user_id)
-        log.info("auth.logged_in", extra={"user_id": user_id})
+        log.info("security.logged_in", extra={"user_id": user_id})
         token = self._tokens.issue(user_id, session_id, now)
         return Grant(token, self._tokens.lifetime)
 
@@ -145,8 +144,8 @@ class Auth:
                 session, who.user_id, old=old, new=made
             ):
                 raise PasswordChanged
-            await repository.revoke_others(session, who.user_id, who.session_id)
-        log.info("auth.password_changed", extra={"user_id": who.user_id})
+            await repository.revoke_sessions(session, who.user_id, keep=who.session_id)
+        log.info("security.password_changed", extra={"user_id": who.user_id})
 
     async def authenticate(self, token: str) -> Principal:
         """Who calls with this token, by the database as it is now.
@@ -169,17 +168,7 @@ class Auth:
             for row in rows
         }
 
-    async def set_role(self, username: str, role: Role) -> User:
-        """For operators only. Raises UserNotFound, LastAdmin."""
-        async with self._db.transaction() as session:
-            user = await self._users.find_by_username(session, username)
-            if user is None:
-                raise UserNotFound
-            user = await self._users.set_role(session, user.id, role)
-        log.info("auth.role_set", extra={"user_id": user.id, "role": role.value})
-        return user
-
 
 def _refused(user_id: int | None) -> InvalidGrant:
-    log.info("auth.refused", extra={"user_id": user_id})
+    log.info("security.login_refused", extra={"user_id": user_id})
     return InvalidGrant()

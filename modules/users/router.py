@@ -10,8 +10,8 @@ from core.security import AdminsOnly, CurrentAdmin, CurrentUser
 from core.services import service
 from core.text import Id, SafeText
 from modules.users.public import LastAdmin, Role, UsernameTaken, UserNotFound
-from modules.users.schemas import ChangeMe, UserListed, UserRead
-from modules.users.service import StoredUsers
+from modules.users.schemas import ChangeMe, ChangeUser, UserListed, UserRead
+from modules.users.service import NotOneself, StoredUsers
 
 router = APIRouter(prefix="/users", tags=["users"])
 Everybody = Annotated[StoredUsers, Depends(service(StoredUsers))]
@@ -80,3 +80,21 @@ async def list_users(
 async def read_user(user_id: Id, who: CurrentAdmin, users: Everybody) -> UserListed:
     """One user. For administrators."""
     return UserListed.model_validate(await users.get(user_id))
+
+
+@router.patch(
+    "/{user_id}",
+    summary="Shut a user out, or let them in again",
+    responses=problem_responses(AdminsOnly, UserNotFound, NotOneself, LastAdmin),
+)
+async def change_user(
+    user_id: Id, body: ChangeUser, who: CurrentAdmin, users: Everybody
+) -> UserListed:
+    """Shut a user out, or let them in again. For administrators; not for oneself.
+
+    Whoever is shut out is nobody from the next request on, and all of their sessions
+    are over for good: let in again, they sign in again. A question that is being
+    answered at that moment is still answered and stored.
+    """
+    user = await users.change(user_id, is_active=body.is_active, admin_id=who.user_id)
+    return UserListed.model_validate(user)
