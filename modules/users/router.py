@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Query
 
 from core.pages import CursorText, Page, PageLimit
 from core.problems import problem_responses
-from core.security import AdminsOnly, CurrentAdmin, CurrentUser
+from core.security import AdminsOnly, CurrentAdmin, CurrentUser, log_admin_read
 from core.services import service
 from core.text import Id, SafeText
 from modules.users.public import LastAdmin, Role, UsernameTaken, UserNotFound
@@ -68,6 +68,7 @@ async def list_users(
     found, following = await users.page(
         cursor=cursor, limit=limit, name=name, role=role
     )
+    log_admin_read(who, "users", (user.id for user in found))
     items = [UserListed.model_validate(user) for user in found]
     return Page(items=items, next_cursor=following)
 
@@ -79,7 +80,9 @@ async def list_users(
 )
 async def read_user(user_id: Id, who: CurrentAdmin, users: Everybody) -> UserListed:
     """One user. For administrators."""
-    return UserListed.model_validate(await users.get(user_id))
+    user = await users.get(user_id)
+    log_admin_read(who, "user", [user.id])
+    return UserListed.model_validate(user)
 
 
 @router.patch(
@@ -97,4 +100,5 @@ async def change_user(
     answered at that moment is still answered and stored.
     """
     user = await users.change(user_id, is_active=body.is_active, admin_id=who.user_id)
+    log_admin_read(who, "user", [user.id])
     return UserListed.model_validate(user)
