@@ -24,10 +24,12 @@ def check(settings: Settings) -> Iterator[Finding]:
 
 @asynccontextmanager
 async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
-    """Offer the `Authenticator` to everybody and `Auth` to the routes."""
+    """Offer `Authenticator` to everybody, `Auth` to routes, `Accounts` to commands."""
     # Imported here, so that the command line's help stays fast.
     from core.periodic import repeating
     from core.security import Authenticator
+    from modules.auth import repository
+    from modules.auth.accounts import Accounts
     from modules.auth.passwords import Passwords
     from modules.auth.registration import Registration
     from modules.auth.secret import signing_keys
@@ -49,6 +51,10 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     context.services.add(Throttle, throttle)
     context.services.add(Auth, auth)
     context.services.add(Registration, Registration(settings))
+    accounts = Accounts(context.database, users, passwords, throttle)
+    context.services.add(Accounts, accounts)
+    # For good: an account that is let in again does not find its old sessions alive.
+    users.when_deactivated(repository.revoke_sessions)
 
     async def sweep() -> None:
         await sessions.sweep()

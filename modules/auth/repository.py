@@ -116,6 +116,20 @@ async def upgrade_password_hash(
     return (await session.scalar(statement)) is not None
 
 
+async def set_password_hash(session: AsyncSession, user_id: int, new: str) -> bool:
+    """Whether there is such a user."""
+    # The account comes first, as in its deletion: else the two could block each other.
+    account = select(ACCOUNTS.c.id).where(ACCOUNTS.c.id == user_id)
+    await session.execute(account.with_for_update(read=True))
+    statement = (
+        update(CredentialRow)
+        .where(CredentialRow.user_id == user_id)
+        .values(password_hash=new, changed_at=db_now())
+        .returning(CredentialRow.user_id)
+    )
+    return (await session.scalar(statement)) is not None
+
+
 async def open_session(
     session: AsyncSession, new: NewSession, *, verified: str
 ) -> bool:

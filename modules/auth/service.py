@@ -12,7 +12,7 @@ from modules.auth import repository
 from modules.auth.passwords import Passwords
 from modules.auth.sessions import Grant, InvalidGrant, Sessions
 from modules.auth.throttle import Guess, Throttle, network_hash
-from modules.users.public import NewUser, Role, User, UserNotFound, Users
+from modules.users.public import NewUser, User, Users
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +55,15 @@ class Auth:
         async with self._throttle.registering(client):
             return await self.register(username, password)
 
-    async def register(
-        self, username: str, password: str, role: Role = Role.USER
-    ) -> User:
+    async def register(self, username: str, password: str) -> User:
         """Make an account. Raises Invalid for the password, UsernameTaken, Busy."""
         self._passwords.check(password, username)
         password_hash = await self._passwords.hash(password)
         async with self._db.transaction() as session:
-            user = await self._users.add(session, NewUser(username, role))
+            user = await self._users.add(session, NewUser(username))
             await repository.add_credential(session, user.id, password_hash)
-        log.info("auth.registered", extra={"user_id": user.id, "role": role.value})
+        fields = {"user_id": user.id, "role": user.role.value, "by": "self"}
+        log.info("security.account_created", extra=fields)
         return user
 
     async def log_in(self, username: str, password: str, client: Client) -> Grant:
@@ -114,7 +113,7 @@ class Auth:
             return await self._sign_in(username, password, client, guess)
         if grant is None:
             raise _refused(user_id)
-        log.info("auth.logged_in", extra={"user_id": user_id})
+        log.info("security.logged_in", extra={"user_id": user_id})
         return grant
 
     async def _credential(
@@ -152,7 +151,7 @@ class Auth:
             ):
                 raise PasswordChanged
             await repository.revoke_sessions(session, who.user_id, keep=who.session_id)
-        log.info("auth.password_changed", extra={"user_id": who.user_id})
+        log.info("security.password_changed", extra={"user_id": who.user_id})
 
     async def _verified(self, user_id: int, password: str) -> str:
         """The password's hash as it is stored. Raises WrongPassword."""
@@ -163,17 +162,7 @@ class Auth:
             raise WrongPassword
         return found
 
-    async def set_role(self, username: str, role: Role) -> User:
-        """For operators only. Raises UserNotFound, LastAdmin."""
-        async with self._db.transaction() as session:
-            user = await self._users.find_by_username(session, username)
-            if user is None:
-                raise UserNotFound
-            user = await self._users.set_role(session, user.id, role)
-        log.info("auth.role_set", extra={"user_id": user.id, "role": role.value})
-        return user
-
 
 def _refused(user_id: int | None) -> InvalidGrant:
-    log.info("auth.refused", extra={"user_id": user_id})
+    log.info("security.login_refused", extra={"user_id": user_id})
     return InvalidGrant()

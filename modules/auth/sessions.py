@@ -133,13 +133,15 @@ class Sessions:
             ):
                 await repository.revoke_session(session, found.id, found.user_id)
                 fields = {"user_id": found.user_id, "session_id": str(found.id)}
-                log.warning("auth.refresh_reused", extra=fields)
+                log.warning("security.refresh_reused", extra=fields)
             elif found.lasts:
                 ends = self._end_of(found)
                 await repository.prolong_session(session, found.id, expires_at=ends)
                 grant = await self._grant(session, found.user_id, found.id)
         # Not before the transaction has ended: a refusal must not undo a revocation.
         if grant is None:
+            user_id = None if found is None else found.user_id
+            log.info("security.refresh_refused", extra={"user_id": user_id})
             raise RefreshRefused
         return grant
 
@@ -155,13 +157,13 @@ class Sessions:
             if not await repository.revoke_session(session, session_id, user_id):
                 raise SessionNotFound
         fields = {"user_id": user_id, "session_id": str(session_id)}
-        log.info("auth.session_ended", extra=fields)
+        log.info("security.session_ended", extra=fields)
 
     async def end_all(self, user_id: int) -> None:
         """End every session of somebody's, the caller's own too."""
         async with self._db.transaction() as session:
             await repository.revoke_sessions(session, user_id)
-        log.info("auth.sessions_ended", extra={"user_id": user_id})
+        log.info("security.sessions_ended", extra={"user_id": user_id})
 
     async def sweep(self) -> None:
         """Forget sessions that have been over for long."""

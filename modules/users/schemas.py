@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from modules.users.public import Role, Username
 
@@ -79,4 +79,17 @@ class ChangeMe(BaseModel):
     username: Username | None = Field(
         default=None,
         description="The new user name; unique without regard to letter case.",
+    )
+
+
+class ChangeUser(BaseModel):
+    """What an administrator may change about somebody: never the role."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"is_active": False}]}
+    )
+
+    is_active: StrictBool | None = Field(
+        default=None,
+        description="`false` shuts the user out and ends all of their sessions.",
     )

@@ -15,8 +15,8 @@ from sqlalchemy import text, update
 from core.db import Database, db_now
 from core.errors import StartRefused
 from core.testing import Running, running
+from modules.auth.accounts import Accounts
 from modules.auth.models import SessionRow
-from modules.auth.service import Auth
 from modules.users.public import Role
 from tests.conftest import Databases, make_admin, served
 from tests.support.api import PASSWORD, Account, Api, assert_problem
@@ -397,13 +397,28 @@ async def test_J17_a_deleted_account_is_gone_on_every_replica(
         await assert_refused(replica, ada.token)
 
 
+async def test_J17_who_is_shut_out_is_refused_on_every_replica(
+    service: Running, api: Api, elsewhere: Api, ada: Account
+) -> None:
+    admin = await make_admin(service, api)
+    other = await elsewhere.signed_in(ada.id, ada.username)
+    for is_active in (False, True):
+        body = {"is_active": is_active}
+        path = f"/users/{ada.id}"
+        changed = await api.http.patch(path, json=body, headers=admin.auth)
+        assert changed.status_code == 200
+        for replica in (elsewhere, api):
+            for who in (ada, other):
+                await assert_refused(replica, who.token)
+
+
 async def test_J17_a_changed_role_holds_from_the_next_request_on_every_replica(
     service: Running, api: Api, elsewhere: Api, ada: Account
 ) -> None:
     await make_admin(service, api)
-    auth = service.service(Auth)
+    accounts = service.service(Accounts)
     for role, status in ((Role.ADMIN, 200), (Role.USER, 403), (Role.ADMIN, 200)):
-        await auth.set_role(ada.username, role)
+        await accounts.set_role(ada.username, role)
         for replica in (elsewhere, api):
             for path in ("/users", "/questions", f"/users/{ada.id}"):
                 answer = await replica.get(path, ada)

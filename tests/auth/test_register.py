@@ -11,8 +11,7 @@ import pytest
 
 from core.errors import Invalid
 from core.testing import Running
-from modules.auth.service import Auth
-from modules.users.public import Role
+from modules.auth.accounts import Accounts
 from tests.conftest import Databases, served
 from tests.support.api import PASSWORD, Account, Api, assert_problem
 from tests.support.config import write_config
@@ -175,7 +174,7 @@ async def test_R04_an_operator_s_password_has_the_same_limits(
     service: Running, work: Work, password: str
 ) -> None:
     with pytest.raises(Invalid):
-        await service.service(Auth).register(new_name(), password, Role.ADMIN)
+        await service.service(Accounts).create_admin(new_name(), password)
     assert work.since_last_look() == (0, 0)
 
 

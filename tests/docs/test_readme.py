@@ -149,8 +149,9 @@ async def test_every_command_of_the_readme_answers_as_it_says(
         results = await run(commands, tmp_path, config)
     for step, (out, err) in zip(told, results, strict=True):
         if step.status is None:
-            # It keeps a token, or runs on the server.
-            assert err in ("200", ""), step.command + err
+            # It keeps a token, or runs on the server and tells what it did.
+            event = "security.account_created" if "vopros" in step.command else "200"
+            assert event in err, step.command + err
             continue
         assert err == str(step.status), step.command + out
         if isinstance(step.example, Events):
@@ -195,6 +196,37 @@ async def test_every_command_for_operators_works(
     assert results[-1] == ("all\n", "")
     assert "yes" in results[1 + commands.index(f"{vopros} config check --live")][0]
     assert json.loads((tmp_path / "schema.json").read_text())["type"] == "object"
+
+
+async def test_every_command_for_accounts_works(
+    tmp_path: Path, databases: Databases, database_kind: str
+) -> None:
+    config = write_config(
+        tmp_path / "app.toml", await databases.migrated(database_kind)
+    )
+    (tmp_path / "password").write_text(f"{ADMINS_PASSWORD}\n")
+    vopros = shlex.join([sys.executable, "-m", "core"])
+    (block,) = blocks(section(readme(), "Accounts"))
+    # Another administrator is there, or the last one would be shut out.
+    lines = [".venv/bin/vopros accounts create-admin chief", *block.code.splitlines()]
+    commands = [
+        line.replace(".venv/bin/vopros", vopros).replace("NAME", "grace")
+        + (f" <{shlex.quote(str(tmp_path))}/password" * ("-" in line.split()[2]))
+        for line in lines
+    ]
+    results = await run(["set -e", *commands, "echo all"], tmp_path, config)
+    assert results[-1] == ("all\n", "")
+    said = [out.strip() for out, _ in results[1:-1]]
+    assert said[1:6] == [
+        "created administrator grace with id 2",
+        "grace is now admin",
+        "grace has a new password and no sessions",
+        "grace is now inactive",
+        "grace is now active",
+    ]
+    assert [line.split()[1] for line in said[6].splitlines()] == [
+        *("name", "grace", "chief")
+    ]
 
 
 async def refuses(wire: Wire, received: Received) -> None:
