@@ -134,11 +134,37 @@ async def test_a_padlock_marks_what_needs_an_account(
             path = await block.locator("[data-path]").get_attribute("data-path")
             open_to_all.add(path)
     assert open_to_all == {
+        "/auth/refresh",
         "/auth/register",
         "/auth/token",
         "/health/live",
         "/health/ready",
     }
+
+
+async def test_the_page_tells_of_refreshing_and_signs_out_and_in_again(
+    page: Page, service: Running, api: Api
+) -> None:
+    ada = await api.account()
+    await open_docs(page, service.url)
+    told = page.locator(".opblock-tag-section").filter(has_text="auth").first
+    await expect(told).to_contain_text("POST /auth/refresh gets the next one")
+    await expect(told).to_contain_text("POST /auth/logout ends the session")
+
+    await authorize(page, ada.username, PASSWORD)
+    await close_dialog(page)
+    status, _ = await execute(operation(page, "post", "/auth/logout"))
+    assert status == 204
+    status, shown = await execute(operation(page, "get", "/users/me"))
+    assert (status, "invalid_token" in shown) == (401, True)
+
+    await page.locator(".auth-wrapper .authorize").click()
+    await page.locator(".dialog-ux .modal-btn", has_text="Logout").click()
+    await close_dialog(page)
+    await authorize(page, ada.username, PASSWORD)
+    await close_dialog(page)
+    status, shown = await execute(operation(page, "get", "/auth/sessions"))
+    assert (status, '"is_current": true' in shown) == (200, True)
 
 
 async def test_redoc_renders_without_the_internet(page: Page, service: Running) -> None:
