@@ -88,12 +88,12 @@ async def give_back(session: AsyncSession, key_hash: str, limit: Limit) -> None:
     statement = update(AttemptsRow).where(
         AttemptsRow.key_hash == key_hash, AttemptsRow.failures > 0
     )
-    was_last_free = AttemptsRow.failures == limit.failures
+    began_a_wait = AttemptsRow.failures >= limit.failures
     await session.execute(
         statement.values(
             failures=counted,
             blocked_until=case(
-                (was_last_free, _LONG_AGO), else_=AttemptsRow.blocked_until
+                (began_a_wait, _LONG_AGO), else_=AttemptsRow.blocked_until
             ),
         )
     )

@@ -597,6 +597,19 @@ async def test_A11_a_network_may_guess_again_when_its_window_is_over(
         await pass_time(database, 900)
 
 
+async def test_A11_right_passwords_are_no_guesses_of_their_network(
+    guarded: Replicas, database: Database, ada: Account
+) -> None:
+    network = next(_NETWORKS)
+    for api in guarded.turns(40):
+        assert (await sign_in(api, ada.username, via=network)).status_code == 200
+    assert verified(await guesses(guarded, 40, via=network)) == 30
+    await pass_time(database, 32)
+    for api in guarded.turns(4):
+        # The wait is over, and none of these begins another.
+        assert (await sign_in(api, ada.username, via=network)).status_code == 200
+
+
 async def test_A11_a_password_to_be_changed_is_guessed_no_more_often(
     guarded: Replicas, ada: Account
 ) -> None:
