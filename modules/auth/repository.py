@@ -165,6 +165,24 @@ async def use_refresh_token(
     return (await session.scalar(statement)) is not None
 
 
+async def retire_siblings(session: AsyncSession, token_hash: str) -> None:
+    """Use up what else was given for the predecessor of a token just used.
+
+    In the grace that may be several tokens, and only one of them goes on. They count as
+    used when they were issued, so that no grace is left to them.
+    """
+    used = aliased(RefreshTokenRow)
+    is_older = exists().where(
+        used.token_hash == token_hash,
+        used.session_id == RefreshTokenRow.session_id,
+        used.used_at > RefreshTokenRow.issued_at,
+    )
+    statement = update(RefreshTokenRow).where(
+        RefreshTokenRow.used_at.is_(None), is_older
+    )
+    await session.execute(statement.values(used_at=RefreshTokenRow.issued_at))
+
+
 async def prolong_session(
     session: AsyncSession, session_id: UUID, *, expires_at: datetime
 ) -> None:

@@ -135,6 +135,7 @@ class Sessions:
                 fields = {"user_id": found.user_id, "session_id": str(found.id)}
                 log.warning("auth.refresh_reused", extra=fields)
             elif found.lasts:
+                await repository.retire_siblings(session, token_hash)
                 ends = self._end_of(found)
                 await repository.prolong_session(session, found.id, expires_at=ends)
                 grant = await self._grant(session, found.user_id, found.id)

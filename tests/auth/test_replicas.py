@@ -311,6 +311,21 @@ async def test_A08_F37_in_the_grace_the_token_just_replaced_is_good_on_both_repl
     )
 
 
+async def test_F37_in_the_grace_refreshes_at_once_all_win_and_one_goes_on(
+    generous: Replicas, ada: Account
+) -> None:
+    answers = await asyncio.gather(
+        *(api.refresh(ada.refresh_token) for api in generous.turns(20))
+    )
+    assert problems(list(answers)) == []
+    first, second = (answer.json()["refresh_token"] for answer in answers[:2])
+    newest = (await generous.one.refresh(first)).json()
+    assert [await me(api, newest["access_token"]) for api in generous.both] == [200] * 2
+    # Whoever goes on with another of them is somebody else.
+    assert_problem(await generous.other.refresh(second), 401, "invalid_grant")
+    await assert_over(generous, newest["access_token"], refresh=newest["refresh_token"])
+
+
 # F36 and other races.
 
 
