@@ -3,6 +3,7 @@
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -157,6 +158,11 @@ class Sessions:
                 raise SessionNotFound
         fields = {"user_id": user_id, "session_id": str(session_id)}
         log.info("auth.session_ended", extra=fields)
+
+    async def log_out(self, who: Principal) -> None:
+        """End the caller's own session; that may be over meanwhile."""
+        with suppress(SessionNotFound):
+            await self.end(who.user_id, who.session_id)
 
     async def end_all(self, user_id: int) -> None:
         """End every session of somebody's, the caller's own too."""

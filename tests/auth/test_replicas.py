@@ -446,6 +446,25 @@ async def test_F37_a_refresh_or_a_login_may_meet_the_end_of_the_account(
     await assert_over(generous, ada.token, *tokens)
 
 
+@pytest.mark.parametrize("path", ["/auth/logout", "/auth/logout-all"])
+@pytest.mark.parametrize("round", range(5))
+async def test_J17_refreshes_do_not_outlive_the_logouts_they_meet(
+    generous: Replicas, ada: Account, path: str, round: int
+) -> None:
+    refreshing = [api.refresh(ada.refresh_token) for api in generous.turns(4)]
+    leaving = [post(api, path, ada) for api in generous.turns(4)]
+    answers = await asyncio.gather(
+        *itertools.chain.from_iterable(zip(refreshing, leaving, strict=True))
+    )
+    for answer in problems(list(answers)):
+        # A logout, too: it may be over before this one could say who is calling.
+        assert answer.status_code == 401, answer.text
+    assert 204 in [answer.status_code for answer in answers]
+    granted = [a.json() for a in answers if a.status_code == 200]
+    tokens = [found["access_token"] for found in granted]
+    await assert_over(generous, ada.token, *tokens, refresh=ada.refresh_token)
+
+
 @pytest.mark.parametrize("round", range(5))
 async def test_J17_many_sessions_end_and_begin_at_once_and_nobody_blocks_another(
     generous: Replicas, ada: Account, round: int
