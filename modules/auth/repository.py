@@ -241,10 +241,23 @@ async def revoke_session(session: AsyncSession, session_id: UUID, user_id: int) 
     return (await session.scalar(statement)) is not None
 
 
+async def lock_account(session: AsyncSession, user_id: int) -> None:
+    """Let nobody else end several sessions of this account, nor open one.
+
+    To be done before anything else: an account's deletion begins with it, too.
+    """
+    # NO KEY UPDATE: the account's questions may refer to the row meanwhile.
+    account = select(ACCOUNTS.c.id).where(ACCOUNTS.c.id == user_id)
+    await session.execute(account.with_for_update(key_share=True))
+
+
 async def revoke_sessions(
     session: AsyncSession, user_id: int, *, keep: UUID | None = None
 ) -> None:
-    """End every session of somebody's, but for the one to `keep`."""
+    """End every session of somebody's, but for the one to `keep`.
+
+    Lock the account first: two that do this lock the sessions in orders of their own.
+    """
     statement = update(SessionRow).where(
         SessionRow.user_id == user_id, SessionRow.revoked_at.is_(None)
     )

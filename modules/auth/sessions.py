@@ -167,6 +167,7 @@ class Sessions:
     async def end_all(self, user_id: int) -> None:
         """End every session of somebody's, the caller's own too."""
         async with self._db.transaction() as session:
+            await repository.lock_account(session, user_id)
             await repository.revoke_sessions(session, user_id)
         log.info("auth.sessions_ended", extra={"user_id": user_id})
 

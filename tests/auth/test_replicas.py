@@ -484,6 +484,19 @@ async def test_J17_many_sessions_end_and_begin_at_once_and_nobody_blocks_another
     await assert_over(generous, ada.token, *(who.token for who in own))
 
 
+@pytest.mark.parametrize("ending", [_end_all, change])
+async def test_J17_whoever_ends_many_sessions_waits_for_the_account_holding_none(
+    guarded: Replicas, database: Database, ada: Account, ending: Ending
+) -> None:
+    # Else two that end them, or a deletion, could block each other.
+    async with held(database, f"SELECT 1 FROM users WHERE id = {ada.id} FOR UPDATE"):
+        later = asyncio.create_task(ending(guarded.one, ada))
+        await waiting(database, 1)
+        free = "SELECT id FROM auth_sessions WHERE user_id = :id FOR UPDATE NOWAIT"
+        await execute(database, free, ada.id)
+    assert (await later).status_code == 204
+
+
 async def test_the_list_of_sessions_may_be_read_while_logins_add_to_it(
     generous: Replicas, ada: Account
 ) -> None:
