@@ -114,6 +114,8 @@ async def sweep(session: AsyncSession, *, limit: int) -> int:
             AttemptsRow.blocked_until <= db_now(),
         )
         .limit(limit)
+        # What is counted or swept at this moment is left alone, as it is by then.
+        .with_for_update(skip_locked=True)
     )
     statement = delete(AttemptsRow).where(AttemptsRow.key_hash.in_(over))
     gone = await session.scalars(statement.returning(AttemptsRow.key_hash))

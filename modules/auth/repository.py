@@ -275,6 +275,8 @@ async def sweep_sessions(
         select(SessionRow.id)
         .where(SessionRow.expires_at < db_after(-ended_seconds_ago))
         .limit(limit)
+        # Nobody waits for a sweep that waits for them.
+        .with_for_update(skip_locked=True)
     )
     statement = delete(SessionRow).where(SessionRow.id.in_(ended))
     gone = await session.scalars(statement.returning(SessionRow.id))

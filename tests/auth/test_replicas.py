@@ -12,9 +12,14 @@ from typing import Any
 
 import pytest
 from httpx import Response
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from core.db import Database
+from modules.auth import attempts, repository
+from modules.auth.attempts import Limit
+from modules.auth.models import AttemptsRow
+from modules.auth.settings import AuthSettings
+from modules.auth.throttle import Throttle
 from tests.conftest import Databases, connected, served
 from tests.support.api import PASSWORD, Account, Api, assert_problem
 from tests.support.config import write_config
@@ -773,3 +778,42 @@ async def test_F28_of_50_registrations_of_one_name_at_once_one_succeeds(
     assert len(refused) == 49
     for api in generous.both:
         assert (await api.log_in(name)).status_code == 200
+
+
+# Sweeping beside all that.
+
+
+async def test_A11_what_is_counted_while_the_sweep_comes_by_is_not_forgotten(
+    database: Database,
+) -> None:
+    throttle = Throttle(database, AuthSettings())
+    key, limit = uuid.uuid4().hex, Limit(5, 900)
+    async with database.statement() as connection:
+        assert await attempts.reserve(connection, key, limit)
+    await pass_time(database, 900)
+    async with database.transaction() as session:
+        assert await attempts.reserve(await session.connection(), key, limit)
+        sweeping = asyncio.create_task(throttle.sweep())
+        # For us, or for nobody.
+        await first_of(sweeping, waiting(database, 1))
+    await sweeping
+    statement = select(AttemptsRow.failures).where(AttemptsRow.key_hash == key)
+    async with database.reading() as session:
+        assert await session.scalar(statement) == 1
+
+
+async def test_the_sweep_of_sessions_waits_for_nobody(
+    database: Database, ada: Account
+) -> None:
+    year = "expires_at = expires_at - interval '1 year'"
+    await execute(
+        database, f"UPDATE auth_sessions SET {year} WHERE user_id = :id", ada.id
+    )
+    lock = f"SELECT id FROM auth_sessions WHERE user_id = {ada.id} FOR UPDATE"
+    for is_held, swept in ((True, 0), (False, 1)):
+        async with held(database, lock if is_held else "SELECT 1"):
+            async with database.transaction() as session:
+                found = await repository.sweep_sessions(
+                    session, ended_seconds_ago=86_400, limit=10
+                )
+            assert found == swept
