@@ -26,10 +26,10 @@ def table() -> str:
     with tempfile.TemporaryDirectory() as folder:
         rows.append(_row("`vopros --help`", _help, "0.5"))
         for provider in ("echo", "local"):
-            environ = _environ(Path(folder) / provider, provider)
-            first = _ready(environ)
+            variables = environ(Path(folder) / provider, provider)
+            first = _ready(variables)
             name = f"start to ready, second and later, `{provider}`"
-            rows.append(_row(name, partial(_ready, environ), "3"))
+            rows.append(_row(name, partial(_ready, variables), "3"))
             rows.append(f"| the first start of it | | {first:.2f} | | |")
     return "\n".join(rows)
 
@@ -46,7 +46,8 @@ def _help() -> float:
     return time.perf_counter() - started
 
 
-def _environ(folder: Path, provider: str) -> dict[str, str]:
+def environ(folder: Path, provider: str) -> dict[str, str]:
+    """The variables of a server with a new database in a new folder."""
     folder.mkdir()
     return os.environ | {
         "VOPROS_DATABASE__URL": f"sqlite+aiosqlite:///{folder}/vopros.db",
@@ -65,7 +66,7 @@ def _ready(environ: dict[str, str]) -> float:
         text=True,
     )
     try:
-        with urllib.request.urlopen(f"{_address(server)}/health/ready") as answer:
+        with urllib.request.urlopen(f"{address(server)}/health/ready") as answer:
             assert answer.status == 200
         return time.perf_counter() - started
     finally:
@@ -73,7 +74,8 @@ def _ready(environ: dict[str, str]) -> float:
         server.communicate(timeout=10)
 
 
-def _address(server: subprocess.Popen[str]) -> str:
+def address(server: subprocess.Popen[str]) -> str:
+    """Where a started server says that it listens."""
     assert server.stderr is not None
     for line in server.stderr:
         if found := re.search(r"(http://\S+)/docs", line):

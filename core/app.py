@@ -17,6 +17,7 @@ from core import docs, health, problems
 from core.body import FORM, JSON, BodyGuard, MediaTypeOf
 from core.db import Database
 from core.errors import DomainError, StartRefused
+from core.export import Exports
 from core.health import Health
 from core.http import HeaderGuard, RequestStep, RootPath
 from core.lock import server_lock
@@ -66,12 +67,17 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def new_context(settings: Settings) -> ModuleContext:
-    """What modules need to open, for the application or for a command."""
+    """What modules need to open, for the application or for a command.
+
+    Raises StartRefused.
+    """
     services = Services()
     database = Database(settings.section(DatabaseSettings))
     services.add(Database, database)
     services.add(Health, Health(database, settings.modules))
-    return ModuleContext(settings, database, services, lambda: datetime.now(UTC))
+    context = ModuleContext(settings, database, services, lambda: datetime.now(UTC))
+    services.add(Exports, Exports(context, settings.modules))
+    return context
 
 
 @asynccontextmanager

@@ -140,5 +140,9 @@ class ClientGone(Exception):
     code = "client_gone"
 
 
+class BrokenOff(Exception):
+    """A response that has begun cannot be finished; why is its cause."""
+
+
 class StartRefused(Exception):
     """The application cannot start; the message is one line for its operator."""

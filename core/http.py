@@ -16,7 +16,7 @@ from fastapi import Depends, Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.errors import ClientGone, HeadersTooLarge, Internal, Malformed
+from core.errors import BrokenOff, ClientGone, HeadersTooLarge, Internal, Malformed
 from core.logs import REQUEST_ID
 from core.problems import problem_response
 
@@ -85,6 +85,9 @@ class RequestStep:
             await self._app(scope, receive, send_with_headers)
         except ClientGone:
             pass
+        except BrokenOff as exc:
+            # The server closes the connection: nobody takes the rest for the whole.
+            _log_failure(exc.__cause__ or exc, request_id)
         except Exception as exc:
             _log_failure(exc, request_id)
             if not status:
@@ -94,7 +97,7 @@ class RequestStep:
             _log_access(scope, status, time.perf_counter() - started, request_id)
 
 
-def _log_failure(exc: Exception, request_id: str) -> None:
+def _log_failure(exc: BaseException, request_id: str) -> None:
     # Where, but not the message: a driver's words may repeat a row or a key.
     fields = {
         "request_id": request_id,

@@ -35,6 +35,11 @@ class Finding:
     is_unset: bool = False
     """Only a variable is missing: harmless for what nobody has to use."""
 
+    @property
+    def path(self) -> Keys:
+        """The tables and the key; of what is in a list, the list's."""
+        return (*self.table.split("."), re.sub(r"\[\d+\].*", "", self.key))
+
     def __str__(self) -> str:
         place = f"[{self.table}] {self.key}".rstrip() if self.table else self.key
         hint = f" ({self.hint})" if self.hint else ""

@@ -3,7 +3,14 @@
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -36,6 +43,17 @@ class ModuleContext:
     clock: Callable[[], datetime]
     is_serving: bool = False
     """Not in a command, which must not do what a server does on the side."""
+
+
+Record = Mapping[str, Any]
+"""What pydantic can write as JSON: text, numbers, moments, UUIDs, lists, mappings."""
+
+PersonalData = Callable[
+    [ModuleContext, int], Awaitable[Record] | AsyncGenerator[Record, None]
+]
+"""Reads what is kept of a user: a coroutine function the one record that there is, an
+async generator function any number. While it yields it must hold no connection: whoever
+takes the records may be slow."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,8 @@ class Module:
     migrations: Path | None = None
     """Its migrations, when not in `migrations/<name>`."""
     lifespan: Callable[[ModuleContext], AbstractAsyncContextManager[None]] | None = None
+    personal_data: Mapping[str, PersonalData] = field(default_factory=dict)
+    """What people get when they export their data, by its name in the file."""
 
     @property
     def migrations_folder(self) -> Path:

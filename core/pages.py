@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Annotated, Generic, TypeVar
 
 from fastapi import Query
@@ -64,3 +64,18 @@ def decode_cursor(kind: str, cursor: str | None) -> int | None:
 def cut_page(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:
     """Split what was read with `limit + 1` into the page and whether more follows."""
     return rows[:limit], len(rows) > limit
+
+
+async def every(
+    read: Callable[[T | None], Awaitable[Sequence[T]]],
+) -> AsyncGenerator[T, None]:
+    """All of a list that is too long to be held: `read` gives the page after an item.
+
+    A page is read once the one before it was taken, in a short `reading()` of its own:
+    no connection waits for whoever takes them.
+    """
+    last: T | None = None
+    while page := await read(last):
+        for item in page:
+            yield item
+        last = page[-1]

@@ -13,7 +13,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from core.layers import RawSettings
 from core.module import Module, known_modules
 from core.settings import CORE_SECTIONS
-from core.tables import REFERENCE, NamedTables, secret_fields
+from core.tables import REFERENCE, NamedTables, nested_tables, secret_fields
 
 Schema = dict[str, Any]
 
@@ -77,6 +77,8 @@ def _table(name: str, kind: type[BaseModel], defs: dict[str, Schema]) -> Schema:
     )
     for below, schema in made.pop("$defs", {}).items():
         defs[f"{name}.{below}"] = schema
+    for item in nested_tables(kind).values():
+        defs[f"{name}.{item.__name__}"] = _table(name, item, defs)
     told = _descriptions(kind)
     secrets = secret_fields(kind)
     properties: Schema = {}

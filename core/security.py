@@ -4,6 +4,8 @@ The kernel does not know how identity is proved. Whichever module does offers an
 `Authenticator`; every protected route asks it on every request.
 """
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 from uuid import UUID
@@ -15,6 +17,8 @@ from starlette.requests import HTTPConnection
 
 from core.errors import Forbidden, Unauthenticated
 from core.services import Services
+
+log = logging.getLogger(__name__)
 
 ADMIN = "admin"
 
@@ -88,12 +92,24 @@ async def current_user(
 
 
 async def current_admin(
-    principal: Annotated[Principal, Depends(current_user)],
+    request: Request, principal: Annotated[Principal, Depends(current_user)]
 ) -> Principal:
     """The caller of this request, who is an administrator."""
     if not principal.is_admin:
+        # The template of the path: what was put into it may be anything.
+        route = getattr(request.scope.get("route"), "path", None)
+        fields = {"user_id": principal.user_id, "method": request.method}
+        log.warning("security.denied", extra=fields | {"route": route})
         raise AdminsOnly
     return principal
+
+
+def log_admin_read(who: Principal, what: str, user_ids: Iterable[int]) -> None:
+    """Tell the log whose data `who` is about to be shown; one's own is no news."""
+    others = sorted({*user_ids} - {who.user_id})
+    if others:
+        fields = {"admin_id": who.user_id, "what": what, "user_ids": others}
+        log.info("security.admin_read", extra=fields)
 
 
 CurrentUser = Annotated[Principal, Depends(current_user)]

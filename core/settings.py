@@ -250,7 +250,7 @@ def load_settings(
     if thorough:
         found += (remark for remark in settings.remarks() if not remark.is_unset)
     # Of what is not known nothing more can be said.
-    found = [f for f in found if settings.is_known(*f.table.split("."), f.key)]
+    found = [f for f in found if settings.is_known(*f.path)]
     if findings := dict.fromkeys([*reader.findings, *found]):
         raise ConfigurationRefused(findings)
     return settings
@@ -385,4 +385,9 @@ def _shown(value: Any, *, masked: bool = False) -> str:
         return str(value)
     if value is None:
         return "(not set)"
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: a table in a list; a secret, which masks itself."""
+    return value.model_dump() if isinstance(value, BaseModel) else str(value)

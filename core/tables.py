@@ -86,9 +86,7 @@ def read_table(
         return None, [Finding(raw.origin(*path), path[0], "", problem)]
     unread: set[str] = set()
     if not getattr(kind, "keeps_references", False):
-        table, secrets = _read_secret_files(raw, path, table, kind, findings, unread)
-        # What a file holds is taken as it is, even if it looks like a reference.
-        table = _resolve_keys(raw, path, table, findings, unread) | secrets
+        table = _resolve_table(raw, path, table, kind, findings, unread)
     try:
         read = kind.model_validate(table)
     except ValidationError as exc:
@@ -108,7 +106,7 @@ def salvage(
     Returns also the paths of what is not known: there are only defaults in its place.
     The section is None when it has needs that nothing meets.
     """
-    broken = {finding.key for finding in findings}
+    broken = {finding.path[-1] for finding in findings}
     if "" not in broken:
         rest = {k: v for k, v in _at(raw, (name,)).items() if k not in broken}
         read, _ = read_table(replace(raw, tables={name: rest}), (name,), kind)
@@ -141,6 +139,65 @@ def _at(raw: RawSettings, path: Keys) -> Any:
     return found
 
 
+def _resolve_table(
+    raw: RawSettings,
+    path: Keys,
+    table: dict[str, Any],
+    kind: type[BaseModel],
+    findings: list[Finding],
+    unread: set[str],
+) -> dict[str, Any]:
+    """The table with its references and secret files, and those of tables in lists.
+
+    `unread` has the keys that failed.
+    """
+    lists: dict[str, Any] = {}
+    for name in nested_tables(kind).keys() & table.keys():
+        found: list[Finding] = []
+        lists[name] = _resolve_list(raw, (*path, name), table[name], kind, found)
+        if found:
+            findings += found
+            unread.add(name)
+    plain = {key: value for key, value in table.items() if key not in lists}
+    plain, secrets = _read_secret_files(raw, path, plain, kind, findings, unread)
+    # What a file holds is taken as it is, even if it looks like a reference.
+    return _resolve_keys(raw, path, plain, findings, unread) | secrets | lists
+
+
+def _resolve_list(
+    raw: RawSettings,
+    path: Keys,
+    value: Any,
+    kind: type[BaseModel],
+    findings: list[Finding],
+) -> Any:
+    """The tables of the list at `path`; anything else as it is, to be refused later."""
+    if isinstance(value, str):
+        value = _from_json(raw, path, value, findings)
+    if not isinstance(value, list):
+        return value
+    below = nested_tables(kind)[path[-1]]
+    return [
+        (
+            _resolve_table(raw, (*path, f"[{n}]"), item, below, findings, set())
+            if isinstance(item, dict)
+            else item
+        )
+        for n, item in enumerate(value)
+    ]
+
+
+def _from_json(raw: RawSettings, path: Keys, text: str, findings: list[Finding]) -> Any:
+    """The environment, or a variable of it, gives a list of tables as JSON."""
+    # References in the list itself wait: what they stand for may hold quotes.
+    if not text.lstrip().startswith("["):
+        text = _resolve(raw, path, text, findings)
+    try:
+        return json.loads(text) if text.strip() else []
+    except (ValueError, RecursionError):
+        return text
+
+
 def _read_secret_files(
     raw: RawSettings,
     path: Keys,
@@ -157,14 +214,14 @@ def _read_secret_files(
     for name in secret_fields(kind):
         key = f"{name}_file"
         file = table.pop(key, None)
-        where = raw.origin(*path, key)
-        value_layer = raw.layers.get((*path, name), -1)
-        file_layer = raw.layers.get((*path, key), 0)
+        place = (raw.origin(*path, key), *_told((*path, key)))
+        value_layer = _layer(raw, (*path, name)) if name in table else -1
+        file_layer = _layer(raw, (*path, key))
         if not file or value_layer > file_layer:
             continue
         if value_layer == file_layer:
             problem = f"{name} is given as well: one of them has to go"
-            findings.append(Finding(where, ".".join(path), key, problem))
+            findings.append(Finding(*place, problem))
             continue
         table.pop(name, None)
         resolved = _resolve_keys(raw, path, {key: file}, findings, unread)
@@ -175,11 +232,24 @@ def _read_secret_files(
             secret = Path(str(resolved[key])).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             problem = "this file cannot be read"
-            findings.append(Finding(where, ".".join(path), key, problem))
+            findings.append(Finding(*place, problem))
             unread.add(name)
         else:
             secrets[name] = secret.rstrip("\r\n")
     return table, secrets
+
+
+def _layer(raw: RawSettings, path: Keys) -> int:
+    """The layer of the value at `path`; in a list, that of the whole list."""
+    above = (path[:end] for end in range(len(path), 0, -1))
+    return next((raw.layers[keys] for keys in above if keys in raw.layers), 0)
+
+
+def _told(path: Keys) -> tuple[str, str]:
+    """The table and the key that people are told: `[auth] signing_keys[1].secret`."""
+    in_list = (n for n, key in enumerate(path) if key.startswith("["))
+    end = next(in_list, len(path)) - 1
+    return ".".join(path[:end]), ".".join(path[end:]).replace(".[", "[")
 
 
 def secret_fields(kind: type[BaseModel]) -> Collection[str]:
@@ -190,6 +260,17 @@ def secret_fields(kind: type[BaseModel]) -> Collection[str]:
         for name, info in fields.items()
         if SecretStr in _alternatives(info.annotation) and f"{name}_file" not in fields
     ]
+
+
+def nested_tables(kind: type[BaseModel]) -> Mapping[str, type[BaseModel]]:
+    """The fields that are lists of tables, and as what each of those is read."""
+    return {
+        name: item
+        for name, info in kind.model_fields.items()
+        if get_origin(info.annotation) in (list, tuple)
+        for item in get_args(info.annotation)
+        if isinstance(item, type) and issubclass(item, BaseModel)
+    }
 
 
 def holds_secrets(annotation: Any) -> bool:
@@ -228,10 +309,11 @@ def _resolve(raw: RawSettings, path: Keys, value: Any, findings: list[Finding]) 
     if isinstance(value, dict):
         return {k: _resolve(raw, (*path, k), v, findings) for k, v in value.items()}
     if isinstance(value, list):
-        return [_resolve(raw, path, item, findings) for item in value]
+        items = enumerate(value)
+        return [_resolve(raw, (*path, f"[{n}]"), item, findings) for n, item in items]
     if not isinstance(value, str):
         return value
-    place = (raw.origin(*path), ".".join(path[:-1]), path[-1])
+    place = (raw.origin(*path), *_told(path))
     if _ALMOST.search(value):
         findings.append(Finding(*place, "looks like a variable: write ${NAME}"))
         return value
@@ -268,12 +350,12 @@ def _variable(environ: Mapping[str, str], name: str) -> str:
 def _finding(
     raw: RawSettings, path: Keys, kind: type[BaseModel], error: dict[str, Any]
 ) -> Finding:
-    loc = [str(part) for part in error["loc"]]
-    key = loc[0] if loc else ""
+    loc = tuple(f"[{n}]" if isinstance(n, int) else str(n) for n in error["loc"])
     where = raw.origin(*path, *loc)
-    table = ".".join(path)
+    shown = loc if loc and loc[0] in nested_tables(kind) else loc[:1]
+    table, key = _told((*path, *shown)) if shown else (".".join(path), "")
     if error["type"] == "extra_forbidden":
-        hint = nearest(key, kind.model_fields)
+        hint = nearest(shown[-1], _owner(kind, shown).model_fields)
         return Finding(where, table, key, "there is no such key", hint)
     if error["type"] == "missing":
         # Nobody gave it: that is for whoever gave the rest of its table to mend.
@@ -281,3 +363,10 @@ def _finding(
         return Finding(where, table, key, "this key is needed")
     problem = str(error["msg"]).removeprefix("Value error, ")
     return Finding(where, table, key, problem[:1].lower() + problem[1:])
+
+
+def _owner(kind: type[BaseModel], loc: Keys) -> type[BaseModel]:
+    """The model whose key is at the end of `loc`."""
+    for key in loc[:-1]:
+        kind = nested_tables(kind).get(key, kind)
+    return kind

@@ -14,8 +14,7 @@ from core.db import Database
 from core.migrate import upgrade
 from core.settings import DatabaseSettings, load_settings
 from core.testing import Running, running
-from modules.auth.service import Auth
-from modules.users.public import Role
+from modules.auth.accounts import Accounts
 from tests.support.api import CANARY, PASSWORD, Account, Api
 from tests.support.config import write_config
 from tests.support.gigachat import TOKEN
@@ -178,7 +177,7 @@ async def make_admin(service: Running, api: Api) -> Account:
     import uuid
 
     name = f"a{uuid.uuid4().hex[:12]}"
-    user = await service.service(Auth).register(name, PASSWORD, Role.ADMIN)
+    user = await service.service(Accounts).create_admin(name, PASSWORD)
     return await api.signed_in(user.id, name)
 
 

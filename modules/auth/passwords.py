@@ -1,28 +1,48 @@
 """Passwords: which are accepted, and how they are hashed without stopping anyone."""
 
 import asyncio
+import logging
 import string
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import TypeVar
 
-from passlib.hash import argon2
+from passlib.context import CryptContext
 
 from core.db import Busy
 from core.errors import FieldError, Invalid
 from core.text import is_storable
 from modules.auth.settings import AuthSettings
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LONGEST_CHARS = 128
-"""At most 512 bytes of UTF-8: what is hashed is bounded too."""
+LONGEST_BYTES = 512
+"""Of what is hashed, in UTF-8: one character can become eighteen in the other form."""
+_BCRYPT_BYTES = 72
 _LONGEST_LISTED = 20
 _SERVICE = "vopros"
 _PADDING = string.digits + string.punctuation + string.whitespace
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Whether a password is the one that was hashed."""
+
+    matches: bool
+    replacement: str | None = None
+    """The hash to keep in its place, when it would be made otherwise today."""
+    is_readable: bool = True
+    """Whether the hash is of a kind that we know."""
+
+    def __bool__(self) -> bool:
+        # Else every answer would be true, for whoever forgets to ask for `matches`.
+        return self.matches
 
 
 class Passwords:
@@ -33,17 +53,22 @@ class Passwords:
 
     def __init__(self, settings: AuthSettings) -> None:
         self._shortest = settings.shortest_password_chars
-        self._argon2 = argon2.using(  # type: ignore[no-untyped-call]
-            type="ID",
-            memory_cost=settings.hash_memory_kib,
-            rounds=settings.hash_rounds,
-            parallelism=1,
+        # The first hashes; what others hashed with bcrypt is read, and then replaced.
+        self._policy = CryptContext(
+            schemes=["argon2", "bcrypt"],
+            deprecated=["bcrypt"],
+            argon2__type="ID",
+            argon2__memory_cost=settings.hash_memory_kib,
+            argon2__rounds=settings.hash_rounds,
+            argon2__parallelism=1,
         )
+        # Tries itself out once: here, and not while somebody waits.
+        self._policy.handler("bcrypt").get_backend()
         self._threads = ThreadPoolExecutor(settings.hash_threads, "password")
         self._most = settings.hash_threads + settings.hash_queue
         self._waiting = 0
         # Verified when there is no such user, so that both cases do the same work.
-        self._nobodys = self._argon2.hash("nobody has this password")
+        self._nobodys = self._policy.hash("nobody has this password")
 
     def check(self, password: str, username: str, field: str = "password") -> None:
         """Raise Invalid for a password that must not be set; no hash is made."""
@@ -53,22 +78,53 @@ class Passwords:
 
     async def hash(self, password: str) -> str:
         """Raises Busy when too many are waiting already."""
-        return await self._in_thread(lambda: self._argon2.hash(normal(password)))
+        return await self._in_thread(lambda: self._policy.hash(normal(password)))
 
-    async def verify(self, password: str, password_hash: str | None) -> bool:
+    async def verify(
+        self, password: str, password_hash: str | None, *, user_id: int | None = None
+    ) -> Verified:
         """Whether the password is the one; without a hash the same work says no.
 
+        A hash that cannot be read is as good as none; the log says whose (`user_id`).
         Raises Busy when too many are waiting already.
         """
-        known = password_hash or self._nobodys
-        matches = await self._in_thread(
-            lambda: self._argon2.verify(normal(password), known)
+        verified = await self._in_thread(
+            lambda: self._verify(normal(password), password_hash)
         )
-        return matches and password_hash is not None
+        if not verified.is_readable:
+            log.error("auth.hash_unreadable", extra={"user_id": user_id})
+        return verified
 
     def close(self) -> None:
         """Stop the threads; what is under way ends first."""
         self._threads.shutdown()
+
+    def _verify(self, password: str, password_hash: str | None) -> Verified:
+        """All of it in one job of a thread."""
+        found = password_hash and self._compare(password, password_hash)
+        if not found:
+            self._policy.verify(password, self._nobodys)
+            return Verified(matches=False, is_readable=password_hash is None)
+        matches, is_outdated = found
+        replacement = self._policy.hash(password) if matches and is_outdated else None
+        return Verified(matches, replacement)
+
+    def _compare(self, password: str, password_hash: str) -> tuple[bool, bool] | None:
+        """Whether it matches, and whether the hash would be made otherwise today.
+
+        None for a hash of no kind that we know.
+        """
+        given: str | bytes = password
+        try:
+            if self._policy.identify(password_hash) == "bcrypt":
+                # Those who made it looked at no more. The replacement is made of all
+                # that was given: from then on every byte counts.
+                given = password.encode()[:_BCRYPT_BYTES]
+            matches = self._policy.verify(given, password_hash)
+            return matches, self._policy.needs_update(password_hash)
+        except Exception:
+            # passlib raises almost anything for a mangled one, and may quote it.
+            return None
 
     def _objection(self, password: str, username: str) -> tuple[str, str] | None:
         # No schema has looked at what an operator gives.
@@ -76,10 +132,13 @@ class Passwords:
             return "invalid_text", "Must not contain NUL or unpaired surrogates."
         if len(password) > LONGEST_CHARS:
             return "too_long", f"Must have at most {LONGEST_CHARS} characters."
+        hashed = normal(password)
+        if len(hashed.encode()) > LONGEST_BYTES:
+            return "too_long", f"Must have at most {LONGEST_BYTES} bytes."
         # Counted in both spellings: one ligature can become eighteen letters.
-        if min(len(password), len(normal(password))) < self._shortest:
+        if min(len(password), len(hashed)) < self._shortest:
             return "too_short", f"Must have at least {self._shortest} characters."
-        folded = normal(password).casefold()
+        folded = hashed.casefold()
         # What is added around a guessable word is guessed along with it.
         word = folded.strip(_PADDING)
         if word and word == username.strip(_PADDING):

@@ -23,6 +23,7 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -53,6 +54,29 @@ async def add_credential(
     )
 
 
+async def sessions_before(
+    session: AsyncSession, user_id: int, last: Any | None, *, limit: int
+) -> Sequence[Any]:
+    """Every session of a user that comes after `last`, newest first; no hashes."""
+    place = (SessionRow.created_at, SessionRow.id)
+    statement = (
+        select(
+            SessionRow.id,
+            SessionRow.created_at,
+            SessionRow.last_used_at,
+            SessionRow.expires_at,
+            SessionRow.revoked_at,
+            SessionRow.client,
+        )
+        .where(SessionRow.user_id == user_id)
+        .order_by(*[column.desc() for column in place])
+        .limit(limit)
+    )
+    if last is not None:
+        statement = statement.where(tuple_(*place) < (last.created_at, last.id))
+    return (await session.execute(statement)).all()
+
+
 async def password_hash(session: AsyncSession, user_id: int) -> str | None:
     statement = select(CredentialRow.password_hash)
     found: str | None = await session.scalar(
@@ -68,6 +92,38 @@ async def replace_password_hash(
     statement = (
         update(CredentialRow)
         .where(CredentialRow.user_id == user_id, CredentialRow.password_hash == old)
+        .values(password_hash=new, changed_at=db_now())
+        .returning(CredentialRow.user_id)
+    )
+    return (await session.scalar(statement)) is not None
+
+
+async def upgrade_password_hash(
+    session: AsyncSession, user_id: int, *, old: str, new: str
+) -> bool:
+    """Whether the old one was still in place. The password is the same as before."""
+    # First the account, as in its deletion and in `open_session`.
+    account = select(ACCOUNTS.c.id).where(ACCOUNTS.c.id == literal(user_id, BigId))
+    statement = (
+        update(CredentialRow)
+        .where(
+            CredentialRow.user_id.in_(account.with_for_update(read=True)),
+            CredentialRow.password_hash == old,
+        )
+        .values(password_hash=new)
+        .returning(CredentialRow.user_id)
+    )
+    return (await session.scalar(statement)) is not None
+
+
+async def set_password_hash(session: AsyncSession, user_id: int, new: str) -> bool:
+    """Whether there is such a user."""
+    # The account comes first, as in its deletion: else the two could block each other.
+    account = select(ACCOUNTS.c.id).where(ACCOUNTS.c.id == user_id)
+    await session.execute(account.with_for_update(read=True))
+    statement = (
+        update(CredentialRow)
+        .where(CredentialRow.user_id == user_id)
         .values(password_hash=new, changed_at=db_now())
         .returning(CredentialRow.user_id)
     )

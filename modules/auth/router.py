@@ -19,6 +19,7 @@ from core.db import Busy, DatabaseUnavailable
 from core.problems import problem_responses
 from core.security import CurrentUser
 from core.services import service
+from modules.auth.registration import Registration, RegistrationClosed
 from modules.auth.schemas import (
     ChangePassword,
     Refresh,
@@ -49,12 +50,20 @@ TheAuth = Annotated[Auth, Depends(service(Auth))]
 TheSessions = Annotated[Sessions, Depends(service(Sessions))]
 
 
+async def _admit(
+    registration: Annotated[Registration, Depends(service(Registration))],
+) -> None:
+    # As a dependency it answers before anybody looks at what was sent.
+    registration.admit()
+
+
 @router.post(
     "/register",
     status_code=201,
     summary="Make an account",
+    dependencies=[Depends(_admit)],
     responses=problem_responses(
-        UsernameTaken, TooManyAttempts, DatabaseUnavailable, Busy
+        UsernameTaken, RegistrationClosed, TooManyAttempts, DatabaseUnavailable, Busy
     ),
 )
 async def register(body: Register, client: CurrentClient, auth: TheAuth) -> Registered:

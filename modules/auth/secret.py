@@ -1,16 +1,20 @@
-"""The secret that signs access tokens: given by the operator, or made once."""
+"""The keys that sign access tokens: given by the operator, or one made once."""
 
+import hashlib
+import hmac
 import logging
 import stat
 from collections.abc import Iterator
 from itertools import pairwise
+
+from pydantic import SecretStr
 
 from core.db import database_url, sqlite_file
 from core.errors import StartRefused
 from core.layers import Finding
 from core.secret_file import SECRET_BYTES, make_secret_file
 from core.settings import DatabaseSettings, Settings
-from modules.auth.settings import AuthSettings
+from modules.auth.settings import AuthSettings, SigningKey
 
 log = logging.getLogger(__name__)
 
@@ -24,17 +28,29 @@ _PLACEHOLDERS = (
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Refuse a weak secret, and a missing one on any but the embedded server."""
-    secret = settings.section(AuthSettings).secret
-    origin = settings.raw.origin("auth", "secret")
-    if secret is None:
-        if not settings.is_embedded:
-            hint = "set VOPROS_AUTH__SECRET or VOPROS_AUTH__SECRET_FILE"
-            problem = "a signing secret is needed on this server"
-            yield Finding(settings.raw.file, "auth", "secret", problem, hint)
-    elif (weak := weakness(secret.get_secret_value())) is not None:
+    """Refuse weak secrets, and none at all on any but the embedded server."""
+    auth = settings.section(AuthSettings)
+    has_keys = auth.signing_keys or not settings.is_known("auth", "signing_keys")
+    if auth.secret is not None:
+        yield from _weak(settings, "secret", auth.secret)
+    elif not has_keys and not settings.is_embedded:
+        hint = "set VOPROS_AUTH__SECRET or VOPROS_AUTH__SECRET_FILE"
+        problem = "a signing secret is needed on this server"
+        yield Finding(settings.raw.file, "auth", "secret", problem, hint)
+    kids = [key.kid for key in auth.signing_keys]
+    for n, key in enumerate(auth.signing_keys):
+        yield from _weak(settings, f"signing_keys[{n}].secret", key.secret)
+        if (first := kids.index(key.kid)) != n:
+            origin = settings.raw.origin("auth", "signing_keys")
+            problem = f"signing_keys[{first}] is called so already"
+            yield Finding(origin, "auth", f"signing_keys[{n}].kid", problem)
+
+
+def _weak(settings: Settings, key: str, secret: SecretStr) -> Iterator[Finding]:
+    if (weak := weakness(secret.get_secret_value())) is not None:
+        origin = settings.raw.origin("auth", key.partition("[")[0])
         hint = "make one with `openssl rand -hex 32`"
-        yield Finding(origin, "auth", "secret", weak, hint)
+        yield Finding(origin, "auth", key, weak, hint)
 
 
 def weakness(secret: str) -> str | None:
@@ -60,11 +76,29 @@ def is_guessable(secret: str) -> bool:
     )
 
 
-def signing_secret(settings: Settings) -> str:
-    """The configured secret, or on the embedded server the one beside the database."""
-    configured = settings.section(AuthSettings).secret
-    if configured is not None:
-        return configured.get_secret_value()
+def signing_keys(settings: Settings) -> tuple[SigningKey, ...]:
+    """All that verify, and first the one that signs.
+
+    Without any in the configuration that is the one beside the database, which the
+    embedded server makes. Raises StartRefused when it cannot be used.
+    """
+    auth = settings.section(AuthSettings)
+    if auth.secret is not None:
+        # Whoever moves from the short form to the list logs nobody out.
+        return (*auth.signing_keys, _named(auth.secret))
+    return auth.signing_keys or (_named(SecretStr(_kept_secret(settings))),)
+
+
+def _named(secret: SecretStr) -> SigningKey:
+    return SigningKey(kid=derived_kid(secret.get_secret_value()), secret=secret)
+
+
+def derived_kid(secret: str) -> str:
+    """The name of a secret that was given none: it reveals nothing of the secret."""
+    return hmac.new(secret.encode(), b"kid", hashlib.sha256).hexdigest()[:16]
+
+
+def _kept_secret(settings: Settings) -> str:
     url = database_url(settings.section(DatabaseSettings))
     path = sqlite_file(url).with_name("signing.secret")
     if make_secret_file(path):

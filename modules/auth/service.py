@@ -11,8 +11,8 @@ from core.security import Principal
 from modules.auth import repository
 from modules.auth.passwords import Passwords
 from modules.auth.sessions import Grant, InvalidGrant, Sessions
-from modules.auth.throttle import Throttle, network_hash
-from modules.users.public import NewUser, Role, User, UserNotFound, Users
+from modules.auth.throttle import Guess, Throttle, network_hash
+from modules.users.public import NewUser, User, Users
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +55,15 @@ class Auth:
         async with self._throttle.registering(client):
             return await self.register(username, password)
 
-    async def register(
-        self, username: str, password: str, role: Role = Role.USER
-    ) -> User:
+    async def register(self, username: str, password: str) -> User:
         """Make an account. Raises Invalid for the password, UsernameTaken, Busy."""
         self._passwords.check(password, username)
         password_hash = await self._passwords.hash(password)
         async with self._db.transaction() as session:
-            user = await self._users.add(session, NewUser(username, role))
+            user = await self._users.add(session, NewUser(username))
             await repository.add_credential(session, user.id, password_hash)
-        log.info("auth.registered", extra={"user_id": user.id, "role": role.value})
+        fields = {"user_id": user.id, "role": user.role.value, "by": "self"}
+        log.info("security.account_created", extra=fields)
         return user
 
     async def log_in(self, username: str, password: str, client: Client) -> Grant:
@@ -73,37 +72,57 @@ class Auth:
         Raises InvalidGrant, after the same work, for an unknown name, a wrong password
         and an account that is not active; TooManyAttempts before any work.
         """
-        async with self._db.reading() as session:
-            user_id, password_hash, is_known = await self._account(
-                session, username, client
-            )
+        is_known = await self._is_known_there(username, client)
         guess = await self._throttle.guess(username, client, is_known_there=is_known)
         async with self._throttle.guessing(guess):
-            is_right = await self._passwords.verify(password, password_hash)
-        if not is_right:
+            return await self._sign_in(username, password, client, guess)
+
+    async def _is_known_there(self, username: str, client: Client) -> bool:
+        """Whether the account has been signed in to from that network before."""
+        async with self._db.reading() as session:
+            user = await self._users.find_by_username(session, username)
+            # Of nobody, too: the same statements for every name.
+            user_id = 0 if user is None else user.id
+            place = network_hash(client)
+            return await repository.knows_network(session, user_id, place)
+
+    async def _sign_in(
+        self, username: str, password: str, client: Client, guess: Guess
+    ) -> Grant:
+        async with self._db.reading() as session:
+            user_id, old = await self._credential(session, username)
+        verified = await self._passwords.verify(password, old, user_id=user_id)
+        if not verified.matches:
             raise _refused(user_id)
-        assert user_id is not None and password_hash is not None
+        assert user_id is not None and old is not None
+        new = verified.replacement
         async with self._db.transaction() as session:
+            is_overtaken = new is not None and (
+                not await repository.upgrade_password_hash(
+                    session, user_id, old=old, new=new
+                )
+            )
+            # Overtaken, it opens nothing: this hash is not in place.
             grant = await self._sessions.open(
-                session, user_id, client, verified=password_hash
+                session, user_id, client, verified=new or old
             )
             if grant is not None:
                 await self._throttle.succeeded(session, guess)
+        if is_overtaken:
+            # Another login did it first, or the password was changed: look again.
+            return await self._sign_in(username, password, client, guess)
         if grant is None:
             raise _refused(user_id)
-        log.info("auth.logged_in", extra={"user_id": user_id})
+        log.info("security.logged_in", extra={"user_id": user_id})
         return grant
 
-    async def _account(
-        self, session: AsyncSession, username: str, client: Client
-    ) -> tuple[int | None, str | None, bool]:
-        """The id, the password hash, and whether it was signed in to from there."""
+    async def _credential(
+        self, session: AsyncSession, username: str
+    ) -> tuple[int | None, str | None]:
         user = await self._users.find_by_username(session, username)
-        # Of nobody, too: the same statements for every name.
         user_id = 0 if user is None else user.id
         found = await repository.password_hash(session, user_id)
-        known = await repository.knows_network(session, user_id, network_hash(client))
-        return user_id or None, found, known
+        return user_id or None, found
 
     async def change_password(
         self, who: Principal, current: str, new: str, client: Client
@@ -113,18 +132,15 @@ class Auth:
         Raises WrongPassword, Invalid for the new one, PasswordChanged, TooManyAttempts.
         """
         self._passwords.check(new, who.username, field="new_password")
-        async with self._db.reading() as session:
-            _, old, is_known = await self._account(session, who.username, client)
+        is_known = await self._is_known_there(who.username, client)
         guess = await self._throttle.guess(
             who.username, client, is_known_there=is_known
         )
         async with self._throttle.guessing(guess):
-            is_right = await self._passwords.verify(current, old)
-        if old is None or not is_right:
-            raise WrongPassword
+            old = await self._verified(who.user_id, current)
         async with self._db.transaction() as session:
             await self._throttle.succeeded(session, guess)
-        if await self._passwords.verify(new, old):
+        if (await self._passwords.verify(new, old)).matches:
             where = ("body", "new_password")
             message = "Must differ from the current password."
             raise Invalid(FieldError(where, "same_password", message))
@@ -136,19 +152,18 @@ class Auth:
             ):
                 raise PasswordChanged
             await repository.revoke_sessions(session, who.user_id, keep=who.session_id)
-        log.info("auth.password_changed", extra={"user_id": who.user_id})
+        log.info("security.password_changed", extra={"user_id": who.user_id})
 
-    async def set_role(self, username: str, role: Role) -> User:
-        """For operators only. Raises UserNotFound, LastAdmin."""
-        async with self._db.transaction() as session:
-            user = await self._users.find_by_username(session, username)
-            if user is None:
-                raise UserNotFound
-            user = await self._users.set_role(session, user.id, role)
-        log.info("auth.role_set", extra={"user_id": user.id, "role": role.value})
-        return user
+    async def _verified(self, user_id: int, password: str) -> str:
+        """The password's hash as it is stored. Raises WrongPassword."""
+        async with self._db.reading() as session:
+            found = await repository.password_hash(session, user_id)
+        verified = await self._passwords.verify(password, found, user_id=user_id)
+        if found is None or not verified.matches:
+            raise WrongPassword
+        return found
 
 
 def _refused(user_id: int | None) -> InvalidGrant:
-    log.info("auth.refused", extra={"user_id": user_id})
+    log.info("security.login_refused", extra={"user_id": user_id})
     return InvalidGrant()

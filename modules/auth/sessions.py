@@ -134,7 +134,7 @@ class Sessions:
             ):
                 await repository.revoke_session(session, found.id, found.user_id)
                 fields = {"user_id": found.user_id, "session_id": str(found.id)}
-                log.warning("auth.refresh_reused", extra=fields)
+                log.warning("security.refresh_reused", extra=fields)
             elif found.lasts:
                 await repository.retire_siblings(session, token_hash)
                 ends = self._end_of(found)
@@ -142,6 +142,8 @@ class Sessions:
                 grant = await self._grant(session, found.user_id, found.id)
         # Not before the transaction has ended: a refusal must not undo a revocation.
         if grant is None:
+            user_id = None if found is None else found.user_id
+            log.info("security.refresh_refused", extra={"user_id": user_id})
             raise RefreshRefused
         return grant
 
@@ -157,7 +159,7 @@ class Sessions:
             if not await repository.revoke_session(session, session_id, user_id):
                 raise SessionNotFound
         fields = {"user_id": user_id, "session_id": str(session_id)}
-        log.info("auth.session_ended", extra=fields)
+        log.info("security.session_ended", extra=fields)
 
     async def log_out(self, who: Principal) -> None:
         """End the caller's own session; that may be over meanwhile."""
@@ -169,7 +171,7 @@ class Sessions:
         async with self._db.transaction() as session:
             await repository.lock_account(session, user_id)
             await repository.revoke_sessions(session, user_id)
-        log.info("auth.sessions_ended", extra={"user_id": user_id})
+        log.info("security.sessions_ended", extra={"user_id": user_id})
 
     async def sweep(self) -> None:
         """Forget sessions that have been over for long."""

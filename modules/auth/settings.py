@@ -1,8 +1,19 @@
 """[auth]: signing, sessions and passwords."""
 
+from typing import Literal
+
 from pydantic import Field, SecretStr
 
 from core.tables import Section
+
+
+class SigningKey(Section):
+    """A key that signs or verifies access tokens."""
+
+    kid: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Its name, told in every token it signs; no secret, and never used again."""
+    secret: SecretStr
+    """At least 32 bytes."""
 
 
 class AuthSettings(Section):
@@ -11,6 +22,11 @@ class AuthSettings(Section):
     secret: SecretStr | None = None
     """Signs access tokens: at least 32 bytes. Made by itself on the embedded server
     only."""
+    signing_keys: tuple[SigningKey, ...] = ()
+    """Instead of `secret`, or beside it: the first signs, all verify, and so does
+    `secret`."""
+    registration: Literal["open", "closed"] = "open"
+    """Whether anybody may make an account, or only the operator."""
     issuer: str = Field("vopros", min_length=1)
     """Who issues the tokens."""
     audience: str = Field("vopros", min_length=1)

@@ -119,7 +119,8 @@ class Throttle:
                 return
         async with self._db.query() as connection:
             seconds = await attempts.wait_seconds(connection, key)
-        log.warning("auth.throttled", extra={"by": counted.what, "seconds": seconds})
+        fields = {"limit": counted.what, "seconds": seconds}
+        log.warning("security.throttled", extra=fields)
         raise TooManyAttempts(retry_after_seconds=seconds)
 
     @asynccontextmanager

@@ -1,9 +1,8 @@
 """Access tokens: JWT by the profile of RFC 9068, signed with HS256 and nothing else."""
 
-import hashlib
-import hmac
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -12,7 +11,7 @@ import jwt
 
 from core.security import InvalidToken
 from core.text import LARGEST_ID
-from modules.auth.settings import AuthSettings
+from modules.auth.settings import AuthSettings, SigningKey
 
 TYPE = "at+jwt"
 ALGORITHM = "HS256"
@@ -32,14 +31,14 @@ class AccessClaims:
 
 
 class AccessTokens:
-    """Issues and reads access tokens with one secret."""
+    """Issues access tokens with the first key, and reads those of every key."""
 
-    def __init__(self, settings: AuthSettings, secret: str) -> None:
+    def __init__(self, settings: AuthSettings, keys: Sequence[SigningKey]) -> None:
         self._settings = settings
-        self._secret = secret.encode()
-        # Tells keys apart and reveals nothing of them.
-        digest = hmac.new(self._secret, b"kid", hashlib.sha256).hexdigest()
-        self._kid = digest[:16]
+        self._kid = keys[0].kid
+        # What a token says of its key finds one of these, or nothing: it is looked up
+        # nowhere else.
+        self._secrets = {key.kid: key.secret.get_secret_value() for key in keys}
 
     @property
     def lifetime(self) -> timedelta:
@@ -62,7 +61,8 @@ class AccessTokens:
             "exp": issued_at + self._settings.access_token_seconds,
         }
         headers = {"typ": TYPE, "kid": self._kid}
-        return jwt.encode(claims, self._secret, ALGORITHM, headers=headers)
+        secret = self._secrets[self._kid]
+        return jwt.encode(claims, secret, ALGORITHM, headers=headers)
 
     def read(self, token: str) -> AccessClaims:
         """Check everything a token says. Raises InvalidToken, without a reason."""
@@ -70,13 +70,14 @@ class AccessTokens:
             raise InvalidToken
         try:
             header = jwt.get_unverified_header(token)
-            if header.get("typ") != TYPE or header.get("kid") != self._kid:
+            if set(header) != _HEADER or header["typ"] != TYPE:
                 raise InvalidToken
-            if set(header) != _HEADER:
+            secret = self._secrets.get(header["kid"])
+            if secret is None:
                 raise InvalidToken
             claims = jwt.decode(
                 token,
-                self._secret,
+                secret,
                 algorithms=[ALGORITHM],
                 issuer=self._settings.issuer,
                 audience=self._settings.audience,

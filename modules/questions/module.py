@@ -1,9 +1,9 @@
 """How questions plug into the application."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
-from core.module import Module, ModuleContext
+from core.module import Module, ModuleContext, Record
 from modules.questions.settings import QuestionSettings
 
 
@@ -23,6 +23,17 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
         await questions.drain()
 
 
+async def every_question(
+    context: ModuleContext, user_id: int
+) -> AsyncGenerator[Record, None]:
+    """All questions of a user as the routes show them, newest first."""
+    from modules.questions.schemas import QuestionRead
+    from modules.questions.service import Questions
+
+    async for question in context.services.get(Questions).all_of(user_id):
+        yield QuestionRead.model_validate(question).model_dump()
+
+
 MODULE = Module(
     name="questions",
     requires=("users", "providers"),
@@ -30,4 +41,5 @@ MODULE = Module(
     models="modules.questions.models",
     sections={"questions": QuestionSettings},
     lifespan=lifespan,
+    personal_data={"questions": every_question},
 )

@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from core.db import db_now
+from core.db import among, db_now
 from modules.questions.models import QuestionRow, Status
 from modules.users.public import ACCOUNTS
 
@@ -135,6 +135,20 @@ def newest_of(user_id: int, size: int) -> Select[Any]:
 
 async def newest(session: AsyncSession, user_id: int, size: int) -> Sequence[Any]:
     return (await session.execute(newest_of(user_id, size))).all()
+
+
+async def older(
+    session: AsyncSession, user_id: int, *, before: int | None, limit: int
+) -> Sequence[Any]:
+    """A user's questions from before the one of this id, newest first."""
+    # Of a list of one, for the reason above: but here every page but the first begins
+    # in the middle, which a range of users would have to be read up to.
+    dialect = session.get_bind().dialect.name
+    mine = select(*_COLUMNS).where(among(QuestionRow.user_id, [user_id], dialect))
+    statement = mine.order_by(QuestionRow.user_id, QuestionRow.id.desc()).limit(limit)
+    if before is not None:
+        statement = statement.where(QuestionRow.id < before)
+    return (await session.execute(statement)).all()
 
 
 async def find(

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from core.http import CurrentCaller
 from core.pages import CursorText, Page, PageLimit
 from core.problems import problem_responses
-from core.security import AdminsOnly, CurrentAdmin, CurrentUser
+from core.security import AdminsOnly, CurrentAdmin, CurrentUser, log_admin_read
 from core.services import service
 from core.text import Id, Moment
 from modules.questions.models import Status
@@ -105,7 +105,9 @@ async def read_newest(who: CurrentUser, asks: Asks) -> list[QuestionRead]:
 async def read(question_id: Id, who: CurrentUser, asks: Asks) -> QuestionRead:
     """One of your questions; for an administrator, anybody's."""
     owner = None if who.is_admin else who.user_id
-    return QuestionRead.model_validate(await asks.find(question_id, owner=owner))
+    question = await asks.find(question_id, owner=owner)
+    log_admin_read(who, "question", [question.user_id])
+    return QuestionRead.model_validate(question)
 
 
 @router.get("", summary="List questions", responses=problem_responses(AdminsOnly))
@@ -126,5 +128,6 @@ async def list_questions(
     """Everybody's questions with who asked them, newest first. For administrators."""
     filters = Filters(user_id, status, asked_from, asked_before)
     found, following = await asks.page(filters, cursor=cursor, limit=limit)
+    log_admin_read(who, "questions", (question.user_id for question in found))
     items = [QuestionListed.model_validate(question) for question in found]
     return Page(items=items, next_cursor=following)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -27,7 +28,7 @@ from core.errors import (
     NotFound,
     Unavailable,
 )
-from core.pages import cut_page, decode_cursor, encode_cursor
+from core.pages import cut_page, decode_cursor, encode_cursor, every
 from core.security import InvalidToken
 from core.text import is_blank
 from modules.questions import repository
@@ -46,6 +47,8 @@ from providers.public import (
 log = logging.getLogger(__name__)
 
 _CURSOR = "questions"
+# Few: an answer may have as many kilobytes.
+_READ_AT_A_TIME = 100
 Wait = Callable[[Coroutine[Any, Any, Answer]], Awaitable[Answer]]
 """Awaits a call for as long as somebody waits for its answer."""
 
@@ -190,6 +193,22 @@ class Questions:
             size = self.settings.history_size
             rows = await repository.newest(session, user_id, size)
         return [_question(row) for row in rows]
+
+    def all_of(self, user_id: int) -> AsyncGenerator[Question, None]:
+        """The user's own questions of any status, newest first, read as they are taken.
+
+        What is asked meanwhile is not among them.
+        """
+
+        async def read(last: Question | None) -> list[Question]:
+            before = None if last is None else last.id
+            async with self._db.reading() as session:
+                rows = await repository.older(
+                    session, user_id, before=before, limit=_READ_AT_A_TIME
+                )
+            return [_question(row) for row in rows]
+
+        return every(read)
 
     async def find(self, question_id: int, *, owner: int | None) -> Question:
         """Raises QuestionNotFound; `owner` None may see anybody's."""

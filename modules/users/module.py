@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from core.module import Module, ModuleContext
+from core.module import Module, ModuleContext, Record
 
 
 @asynccontextmanager
@@ -19,9 +19,19 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     yield
 
 
+async def profile(context: ModuleContext, user_id: int) -> Record:
+    """The account; raises InvalidToken when it was deleted meanwhile."""
+    from modules.users.schemas import UserListed
+    from modules.users.service import StoredUsers
+
+    user = await context.services.get(StoredUsers).own(user_id)
+    return UserListed.model_validate(user).model_dump()
+
+
 MODULE = Module(
     name="users",
     router="modules.users.router",
     models="modules.users.models",
     lifespan=lifespan,
+    personal_data={"profile": profile},
 )

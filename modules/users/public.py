@@ -1,6 +1,7 @@
 """What other modules may know of users."""
 
 import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -63,6 +64,14 @@ class LastAdmin(Conflict):
     """The last administrator cannot go."""
 
 
+ACTIVATED = "security.account_activated"
+DEACTIVATED = "security.account_deactivated"
+"""What the log calls it, whoever does it."""
+
+OnDeactivation = Callable[[AsyncSession, int], Awaitable[None]]
+"""Does a module's part in shutting out the user of an id, in that transaction."""
+
+
 class Users(Protocol):
     """Everybody who exists. What writes takes the caller's transaction."""
 
@@ -76,6 +85,17 @@ class Users(Protocol):
 
     async def set_role(self, session: AsyncSession, user_id: int, role: Role) -> User:
         """Raises UserNotFound, or LastAdmin when nobody else could administer."""
+
+    async def set_active(
+        self, session: AsyncSession, user_id: int, is_active: bool
+    ) -> bool:
+        """Whether this was not so already. Raises UserNotFound and LastAdmin."""
+
+    def when_deactivated(self, action: OnDeactivation) -> None:
+        """Have `action` take part in every deactivation from now on."""
+
+    def everybody(self, role: Role | None = None) -> AsyncIterator[User]:
+        """All users, newest first; neither all in memory nor a connection held."""
 
 
 RESERVED = frozenset(

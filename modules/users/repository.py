@@ -82,6 +82,17 @@ async def set_role(session: AsyncSession, user_id: int, role: Role) -> Any | Non
     return (await session.execute(statement)).one_or_none()
 
 
+async def set_active(session: AsyncSession, user_id: int, is_active: bool) -> bool:
+    """Whether there is such a user and this was not so already."""
+    statement = (
+        update(UserRow)
+        .where(UserRow.id == user_id, UserRow.is_active.is_not(is_active))
+        .values(is_active=is_active)
+        .returning(UserRow.id)
+    )
+    return (await session.scalar(statement)) is not None
+
+
 async def lock_admins(session: AsyncSession) -> Sequence[int]:
     """The active administrators' ids, locked so that two of them cannot go at once."""
     admins = select(UserRow.id).where(UserRow.role == Role.ADMIN, UserRow.is_active)

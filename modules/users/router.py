@@ -3,18 +3,27 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
+from starlette.responses import Response
 
+from core.export import Download, Exports
 from core.pages import CursorText, Page, PageLimit
 from core.problems import problem_responses
-from core.security import AdminsOnly, CurrentAdmin, CurrentUser
+from core.security import AdminsOnly, CurrentAdmin, CurrentUser, log_admin_read
 from core.services import service
 from core.text import Id, SafeText
 from modules.users.public import LastAdmin, Role, UsernameTaken, UserNotFound
-from modules.users.schemas import ChangeMe, UserListed, UserRead
-from modules.users.service import StoredUsers
+from modules.users.schemas import (
+    ChangeMe,
+    ChangeUser,
+    Exported,
+    UserListed,
+    UserRead,
+)
+from modules.users.service import NotOneself, StoredUsers
 
 router = APIRouter(prefix="/users", tags=["users"])
 Everybody = Annotated[StoredUsers, Depends(service(StoredUsers))]
+Everything = Annotated[Exports, Depends(service(Exports))]
 
 
 @router.get("/me", summary="See your account")
@@ -31,7 +40,8 @@ async def read_me(who: CurrentUser, users: Everybody) -> UserRead:
 async def change_me(body: ChangeMe, who: CurrentUser, users: Everybody) -> UserRead:
     """Change your user name; leave it out and nothing changes.
 
-    Access tokens stay valid: they know you by number, not by name.
+    Of two changes at once the last one wins. Access tokens stay valid: they know you
+    by number, not by name.
     """
     if body.username is None:
         return UserRead.model_validate(await users.own(who.user_id))
@@ -52,6 +62,21 @@ async def delete_me(who: CurrentUser, users: Everybody) -> None:
     await users.delete(who.user_id)
 
 
+@router.get("/me/export", summary="Export your data", response_model=Exported)
+async def export_me(
+    who: CurrentUser, users: Everybody, everything: Everything
+) -> Response:
+    """Download all that is kept of you as one JSON file: your account, every session
+    and every question, newest first. No password, token or hash is among it.
+
+    The file is sent while it is read from the database. **A file without
+    `"complete": true` at its end is incomplete**: the connection broke, something
+    failed here, or the account was deleted meanwhile.
+    """
+    pieces = everything.write(who.user_id, still_there=users.own)
+    return Download("vopros-export.json", pieces)
+
+
 @router.get("", summary="List users", responses=problem_responses(AdminsOnly))
 async def list_users(
     who: CurrentAdmin,
@@ -68,6 +93,7 @@ async def list_users(
     found, following = await users.page(
         cursor=cursor, limit=limit, name=name, role=role
     )
+    log_admin_read(who, "users", (user.id for user in found))
     items = [UserListed.model_validate(user) for user in found]
     return Page(items=items, next_cursor=following)
 
@@ -79,4 +105,25 @@ async def list_users(
 )
 async def read_user(user_id: Id, who: CurrentAdmin, users: Everybody) -> UserListed:
     """One user. For administrators."""
-    return UserListed.model_validate(await users.get(user_id))
+    user = await users.get(user_id)
+    log_admin_read(who, "user", [user.id])
+    return UserListed.model_validate(user)
+
+
+@router.patch(
+    "/{user_id}",
+    summary="Shut a user out, or let them in again",
+    responses=problem_responses(AdminsOnly, UserNotFound, NotOneself, LastAdmin),
+)
+async def change_user(
+    user_id: Id, body: ChangeUser, who: CurrentAdmin, users: Everybody
+) -> UserListed:
+    """Shut a user out, or let them in again. For administrators; not for oneself.
+
+    Whoever is shut out is nobody from the next request on, and all of their sessions
+    are over for good: let in again, they sign in again. A question that is being
+    answered at that moment is still answered and stored.
+    """
+    user = await users.change(user_id, is_active=body.is_active, admin_id=who.user_id)
+    log_admin_read(who, "user", [user.id])
+    return UserListed.model_validate(user)

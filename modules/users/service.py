@@ -1,17 +1,23 @@
 """Users kept in the database."""
 
+import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from core.db import Database
+from core.errors import Conflict
 from core.pages import cut_page, decode_cursor, encode_cursor
 from core.security import InvalidToken
 from modules.users import repository
 from modules.users.public import (
+    ACTIVATED,
+    DEACTIVATED,
     LastAdmin,
     NewUser,
+    OnDeactivation,
     Role,
     User,
     UsernameTaken,
@@ -19,7 +25,14 @@ from modules.users.public import (
     username_key,
 )
 
+log = logging.getLogger(__name__)
+
 _CURSOR = "users"
+_AT_A_TIME = 1_000
+
+
+class NotOneself(Conflict):
+    """This cannot be done to one's own account."""
 
 
 class StoredUsers:
@@ -27,6 +40,7 @@ class StoredUsers:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._on_deactivation: list[OnDeactivation] = []
 
     async def add(self, session: AsyncSession, new: NewUser) -> User:
         """Add somebody. Raises UsernameTaken, and leaves the transaction usable."""
@@ -52,6 +66,56 @@ class StoredUsers:
         if row is None:
             raise UserNotFound
         return _user(row)
+
+    async def set_active(
+        self, session: AsyncSession, user_id: int, is_active: bool
+    ) -> bool:
+        """Whether this was not so already. Raises UserNotFound and LastAdmin."""
+        if not is_active:
+            await self._keep_an_admin(session, without=user_id)
+        if await repository.set_active(session, user_id, is_active):
+            if not is_active:
+                for action in self._on_deactivation:
+                    await action(session, user_id)
+            return True
+        if await repository.find(session, user_id) is None:
+            raise UserNotFound
+        return False
+
+    def when_deactivated(self, action: OnDeactivation) -> None:
+        """Have `action` take part in every deactivation from now on."""
+        self._on_deactivation.append(action)
+
+    async def everybody(self, role: Role | None = None) -> AsyncIterator[User]:
+        """All users, newest first; neither all in memory nor a connection held."""
+        after = None
+        while True:
+            async with self._db.reading() as session:
+                rows = await repository.page(
+                    session, after=after, limit=_AT_A_TIME, name=None, role=role
+                )
+            for row in rows:
+                yield _user(row)
+            if len(rows) < _AT_A_TIME:
+                return
+            after = rows[-1].id
+
+    async def change(
+        self, user_id: int, *, is_active: bool | None, admin_id: int
+    ) -> User:
+        """Shut somebody out, or let them in again; None leaves them as they are.
+
+        Raises UserNotFound, NotOneself, LastAdmin.
+        """
+        if is_active is False and user_id == admin_id:
+            raise NotOneself
+        if is_active is not None:
+            async with self._db.transaction() as session:
+                is_new = await self.set_active(session, user_id, is_active)
+            if is_new:
+                fields = {"user_id": user_id, "by": "admin", "admin_id": admin_id}
+                log.info(ACTIVATED if is_active else DEACTIVATED, extra=fields)
+        return await self.get(user_id)
 
     async def get(self, user_id: int) -> User:
         """Raises UserNotFound."""
@@ -99,7 +163,10 @@ class StoredUsers:
         """Erase a user and all that any module keeps of them. Raises LastAdmin."""
         async with self._db.transaction() as session:
             await self._keep_an_admin(session, without=user_id)
-            await repository.remove(session, user_id)
+            is_gone = await repository.remove(session, user_id)
+        if is_gone:
+            fields = {"user_id": user_id, "by": "self"}
+            log.info("security.account_deleted", extra=fields)
 
     async def _keep_an_admin(self, session: AsyncSession, *, without: int) -> None:
         if list(await repository.lock_admins(session)) == [without]:

@@ -1,8 +1,6 @@
 """Access tokens that are not what they say (J01 to J18)."""
 
-import base64
 import hashlib
-import hmac
 import json
 import time
 import uuid
@@ -17,43 +15,21 @@ from sqlalchemy import text, update
 from core.db import Database, db_now
 from core.errors import StartRefused
 from core.testing import Running, running
+from modules.auth.accounts import Accounts
 from modules.auth.models import SessionRow
-from modules.auth.service import Auth
 from modules.users.public import Role
 from tests.conftest import Databases, make_admin, served
 from tests.support.api import PASSWORD, Account, Api, assert_problem
 from tests.support.config import SECRET, write_config
 from tests.support.raw import exchange, request
-
-KID = hmac.new(SECRET.encode(), b"kid", hashlib.sha256).hexdigest()[:16]
-HEADER = {"alg": "HS256", "typ": "at+jwt", "kid": KID}
-Claims = dict[str, Any]
-
-
-def encode(part: bytes | str | dict[str, Any]) -> bytes:
-    if isinstance(part, dict):
-        part = json.dumps(part)
-    data = part.encode() if isinstance(part, str) else part
-    return base64.urlsafe_b64encode(data).rstrip(b"=")
-
-
-def sign(
-    claims: bytes | str | dict[str, Any],
-    header: bytes | str | dict[str, Any] = HEADER,
-    *,
-    secret: str = SECRET,
-    digest: str = "sha256",
-) -> str:
-    """A token made by hand: no library would sign most of these."""
-    signed = encode(header) + b"." + encode(claims)
-    mac = hmac.new(secret.encode(), signed, digest).digest()
-    return (signed + b"." + encode(mac)).decode()
-
-
-def claims_of(who: Account) -> Claims:
-    payload = who.token.split(".")[1]
-    claims: Claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
-    return claims
+from tests.support.tokens import (
+    HEADER,
+    KID,
+    claims_of,
+    derived_kid,
+    header_of,
+    sign,
+)
 
 
 async def call(api: Api, token: str | bytes) -> httpx.Response:
@@ -77,9 +53,8 @@ async def assert_accepted(api: Api, token: str) -> None:
 async def test_a_token_says_who_and_for_how_long_and_nothing_else(
     api: Api, somebody: Account
 ) -> None:
-    header = json.loads(base64.urlsafe_b64decode(somebody.token.split(".")[0] + "=="))
     claims = claims_of(somebody)
-    assert header == HEADER
+    assert header_of(somebody) == HEADER
     assert claims.keys() == {"iss", "aud", "sub", "sid", "jti", "iat", "exp"}
     assert (claims["sub"], claims["exp"] - claims["iat"]) == (str(somebody.id), 900)
     await assert_accepted(api, sign(claims))
@@ -368,9 +343,8 @@ async def test_J15_another_server_with_another_secret_does_not_know_the_token(
     api: Api, somebody: Account
 ) -> None:
     secret = hashlib.sha256(b"another").hexdigest()
-    kid = hmac.new(secret.encode(), b"kid", hashlib.sha256).hexdigest()[:16]
     await assert_refused(api, sign(claims_of(somebody), secret=secret))
-    header = HEADER | {"kid": kid}
+    header = HEADER | {"kid": derived_kid(secret)}
     await assert_refused(api, sign(claims_of(somebody), header, secret=secret))
 
 
@@ -423,13 +397,28 @@ async def test_J17_a_deleted_account_is_gone_on_every_replica(
         await assert_refused(replica, ada.token)
 
 
+async def test_J17_who_is_shut_out_is_refused_on_every_replica(
+    service: Running, api: Api, elsewhere: Api, ada: Account
+) -> None:
+    admin = await make_admin(service, api)
+    other = await elsewhere.signed_in(ada.id, ada.username)
+    for is_active in (False, True):
+        body = {"is_active": is_active}
+        path = f"/users/{ada.id}"
+        changed = await api.http.patch(path, json=body, headers=admin.auth)
+        assert changed.status_code == 200
+        for replica in (elsewhere, api):
+            for who in (ada, other):
+                await assert_refused(replica, who.token)
+
+
 async def test_J17_a_changed_role_holds_from_the_next_request_on_every_replica(
     service: Running, api: Api, elsewhere: Api, ada: Account
 ) -> None:
     await make_admin(service, api)
-    auth = service.service(Auth)
+    accounts = service.service(Accounts)
     for role, status in ((Role.ADMIN, 200), (Role.USER, 403), (Role.ADMIN, 200)):
-        await auth.set_role(ada.username, role)
+        await accounts.set_role(ada.username, role)
         for replica in (elsewhere, api):
             for path in ("/users", "/questions", f"/users/{ada.id}"):
                 answer = await replica.get(path, ada)

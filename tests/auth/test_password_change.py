@@ -71,11 +71,10 @@ async def test_F36_no_login_with_the_old_password_outlives_its_change(
     api: Api, ada: Account
 ) -> None:
     changing = asyncio.create_task(change(api, ada, PASSWORD, NEW))
-    logins = await asyncio.gather(*[api.log_in(ada.username) for _ in range(20)])
+    logins = await asyncio.gather(*[api.log_in(ada.username) for _ in range(4)])
     assert (await changing).status_code == 204
     for login in logins:
-        # Refused, or told to wait: nobody signs in twenty times at once.
-        if login.status_code in (401, 429):
+        if login.status_code == 401:
             continue
         bearer = {"Authorization": f"Bearer {login.json()['access_token']}"}
         answer = await api.http.get("/users/me", headers=bearer)

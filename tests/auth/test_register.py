@@ -4,15 +4,17 @@ import asyncio
 import json
 import unicodedata
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.errors import Invalid
 from core.testing import Running
-from modules.auth.service import Auth
-from modules.users.public import Role
+from modules.auth.accounts import Accounts
+from tests.conftest import Databases, served
 from tests.support.api import PASSWORD, Account, Api, assert_problem
+from tests.support.config import write_config
 from tests.support.hashing import Work
 from tests.support.raw import exchange, request
 
@@ -125,10 +127,33 @@ async def test_R04_a_password_of_other_length_is_refused_before_any_work(
     assert work.since_last_look() == (0, 0)
 
 
-async def test_R04_a_password_of_512_bytes_is_the_longest(api: Api) -> None:
+async def test_R04_a_password_of_512_bytes_is_the_longest(api: Api, work: Work) -> None:
     name, password = new_name(), "\U0001f600\U0001f4a7" * 64
     assert (await api.register(name, password)).status_code == 201
     assert (await api.log_in(name, password)).status_code == 200
+    assert work.since_last_look() == (1, 1)
+    # Of as many bytes as are hashed: this one character becomes eighteen letters.
+    for letters, status in ((15, 201), (16, 422)):
+        answer = await api.register(new_name(), "\ufdfa" * letters)
+        assert answer.status_code == status
+    assert errors_of(answer.json()) == [(["body", "password"], "too_long")]
+    assert work.since_last_look() == (1, 0)
+    assert_problem(await api.log_in(name, "\ufdfa" * 128), 401, "invalid_grant")
+
+
+async def test_R04_an_operator_can_demand_longer_passwords(
+    databases: Databases, tmp_path: Path, work: Work
+) -> None:
+    url = await databases.migrated("sqlite")
+    longer = "shortest_password_chars = 15"
+    file = write_config(tmp_path / "app.toml", url, auth=longer)
+    async with served(file) as (_, api):
+        work.since_last_look()
+        refused = await api.register(new_name(), of_length(14))
+        found = errors_of(assert_problem(refused, 422))
+        assert found == [(["body", "password"], "too_short")]
+        assert work.since_last_look() == (0, 0)
+        assert (await api.register(new_name(), of_length(15))).status_code == 201
 
 
 async def test_R04_a_password_of_a_megabyte_is_not_even_read(api: Api) -> None:
@@ -149,7 +174,7 @@ async def test_R04_an_operator_s_password_has_the_same_limits(
     service: Running, work: Work, password: str
 ) -> None:
     with pytest.raises(Invalid):
-        await service.service(Auth).register(new_name(), password, Role.ADMIN)
+        await service.service(Accounts).create_admin(new_name(), password)
     assert work.since_last_look() == (0, 0)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from core.db import Database
 from core.testing import Running
-from tests.conftest import Databases, served
+from tests.conftest import Databases, Recorder, served
 from tests.support.api import CANARY, PASSWORD, Account, Api, assert_problem
 from tests.support.config import write_config
 from tests.support.hashing import Work
@@ -107,7 +107,7 @@ async def test_T04_scopes_and_client_credentials_are_ignored(
     assert_problem(await api.http.get("/users", headers=bearer), 403, "admins_only")
 
 
-async def test_T05_nobody_can_tell_why_they_were_refused(
+async def test_A10_T05_nobody_can_tell_why_they_were_refused(
     service: Running, api: Api, work: Work
 ) -> None:
     active, inactive, deleted = [await api.account() for _ in range(3)]
@@ -168,18 +168,25 @@ async def test_T06_a_token_is_not_to_be_kept_by_anybody_between(
     assert "set-cookie" not in answer.headers
 
 
-async def test_T07_credentials_in_a_query_are_not_looked_at(
-    api: Api, ada: Account
+async def test_T07_credentials_in_a_query_are_not_looked_at_and_not_logged(
+    api: Api, ada: Account, secrets_stay_inside: Recorder
 ) -> None:
+    seen = len(secrets_stay_inside.lines)
     query = {"username": ada.username, "password": PASSWORD, "grant_type": "password"}
     refused = await api.http.post("/auth/token", params=query)
     problem = assert_problem(refused, 422)
     assert {error["code"] for error in problem["errors"]} == {"required"}
     asked = await api.get("/users/me", access_token=ada.token, token=ada.token)
     assert_problem(asked, 401, "token_missing")
+    lines = secrets_stay_inside.lines[seen:]
+    for answer, route in ((refused, "/auth/token"), (asked, "/users/me")):
+        request_id = answer.headers["x-request-id"]
+        assert any(request_id in line and route in line for line in lines)
+    for secret in (PASSWORD, ada.token, ada.username, "access_token"):
+        assert not any(secret in line for line in lines)
 
 
-async def test_A09_a_flood_of_logins_is_bounded_and_stops_nobody_else(
+async def test_A9_a_flood_of_logins_is_bounded_and_stops_nobody_else(
     databases: Databases, tmp_path: Path
 ) -> None:
     url = await databases.migrated("sqlite")

@@ -124,6 +124,26 @@ def test_a_strangers_own_secrets_are_masked_wherever_they_come_from(
     assert values["providers.guest.label"] == ('"seen"', str(file))
 
 
+def test_a_secret_in_a_list_is_masked_and_the_rest_of_its_table_is_not(
+    file: Path, tmp_path: Path
+) -> None:
+    (kept := tmp_path / "kept").write_text(f"{CANARY}-0123456789abcdef")
+    file.write_text(
+        '[llm]\nprovider = "echo"\n[providers.echo]\ntype = "echo"\n[auth]\n'
+        f'signing_keys = [{{ kid = "new", secret = "{CANARY}-abcdef0123456789" }},'
+        f' {{ kid = "old", secret_file = "{kept}" }}]\n'
+    )
+    masked = (
+        f'[{{"kid": "new", "secret": "{MASK}"}}, {{"kid": "old", "secret": "{MASK}"}}]'
+    )
+    assert shown(file)["auth.signing_keys"] == (masked, str(file))
+    given = f'[{{"kid": "env", "secret": "{CANARY}-abcdef0123456789"}}]'
+    values = shown(file, VOPROS_AUTH__SIGNING_KEYS=given)
+    origin = "environment VOPROS_AUTH__SIGNING_KEYS"
+    masked = f'[{{"kid": "env", "secret": "{MASK}"}}]'
+    assert values["auth.signing_keys"] == (masked, origin)
+
+
 def test_a_secret_from_a_file_of_a_higher_layer_names_that(
     file: Path, tmp_path: Path
 ) -> None:

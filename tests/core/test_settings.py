@@ -534,6 +534,138 @@ def test_a_reference_may_be_a_part_of_a_value(tmp_path: Path) -> None:
     assert url == "sqlite:////data/vopros.db"
 
 
+# Tables in a list.
+
+OTHER = SECRET[::-1]
+
+
+def keys(
+    text: str, tmp_path: Path, env: Mapping[str, str] | None = None
+) -> list[tuple[str, str]]:
+    """The name and the secret of each signing key."""
+    found = load(f"{ECHO}[auth]\n{text}", tmp_path, env).section(AuthSettings)
+    return [(key.kid, key.secret.get_secret_value()) for key in found.signing_keys]
+
+
+def test_a_list_of_tables_is_written_inline_or_with_a_heading_each(
+    tmp_path: Path,
+) -> None:
+    both = [("a", SECRET), ("b", OTHER)]
+    inline = f'{{kid = "a", secret = "{SECRET}"}}, {{kid = "b", secret = "{OTHER}"}}'
+    assert keys(f"signing_keys = [{inline}]", tmp_path) == both
+    headed = (f'[[auth.signing_keys]]\nkid = "{k}"\nsecret = "{s}"\n' for k, s in both)
+    assert keys("".join(headed), tmp_path) == both
+    assert keys("", tmp_path) == keys("signing_keys = []", tmp_path) == []
+
+
+@pytest.mark.parametrize("source", ["file", "environment", "reference", "variable"])
+def test_a_secret_in_a_list_comes_from_a_variable_or_a_file_like_any_other(
+    source: str, tmp_path: Path
+) -> None:
+    (kept := tmp_path / "kept").write_text(f"{OTHER}${{NOT_A_REFERENCE}}\n")
+    quoted = f'{SECRET}"]'
+    env = {"A": quoted, "FOLDER": str(tmp_path), "C_FILE": str(kept)}
+    text = (
+        '[{"kid": "a", "secret": "${A}"},'
+        ' {"kid": "b", "secret_file": "${FOLDER}/kept"},'
+        ' {"kid": "c", "secret": "${C}"}]'
+    )
+    match source:
+        case "file":
+            written = "signing_keys = " + text.replace('": ', '" = ')
+        case "environment":
+            written, env["VOPROS_AUTH__SIGNING_KEYS"] = "", text
+        case "reference":
+            written, env["KEYS"] = 'signing_keys = "${KEYS}"', text
+        case _:
+            (listed := tmp_path / "listed").write_text(text)
+            written, env["KEYS_FILE"] = 'signing_keys = "${KEYS}"', str(listed)
+    other = f"{OTHER}${{NOT_A_REFERENCE}}"
+    expected = [("a", quoted), ("b", other), ("c", other)]
+    assert keys(written, tmp_path, env) == expected
+
+
+@pytest.mark.parametrize(
+    "below", ["", f'signing_keys = [{{kid = 1, secret = "{CANARY}"}}]']
+)
+def test_a_list_in_the_environment_replaces_the_one_in_the_file(
+    below: str, tmp_path: Path
+) -> None:
+    env = {"VOPROS_AUTH__SIGNING_KEYS": f'[{{"kid": "a", "secret": "{SECRET}"}}]'}
+    assert keys(below, tmp_path, env) == [("a", SECRET)]
+    # Compose passes on a variable that nobody set as an empty one.
+    assert keys(below, tmp_path, {"VOPROS_AUTH__SIGNING_KEYS": ""}) == []
+
+
+LISTS = [
+    ('{kid = "a"}', "[0].secret: this key is needed"),
+    (f'{{secret = "{SECRET}"}}', "[0].kid: this key is needed"),
+    (
+        f'{{kid = "a", secret = "{SECRET}", secrte = "{CANARY}"}}',
+        "[0].secrte: there is no such key (did you mean 'secret'?)",
+    ),
+    (f'{{kid = "a", secret = "{CANARY}"}}', "[0].secret: shorter than 32 bytes"),
+    ('{kid = "a", secret = "${NOT_SET}"}', "[0].secret: the variable NOT_SET is not"),
+    ('{kid = "a", secret = "$NOT_SET"}', "[0].secret: looks like a variable: write"),
+    (
+        f'{{kid = "a", secret = "{SECRET}", secret_file = "/nowhere"}}',
+        "[0].secret_file: secret is given as well: one of them has to go",
+    ),
+    (
+        '{kid = "a", secret_file = "/nowhere/to/be/found"}',
+        "[0].secret_file: this file cannot be read",
+    ),
+    (f'{{kid = "", secret = "{SECRET}"}}', "[0].kid: string should match"),
+    (f'{{kid = "{"k" * 65}", secret = "{SECRET}"}}', "[0].kid: string should match"),
+    (f'{{kid = "a b{CANARY}", secret = "{SECRET}"}}', "[0].kid: string should match"),
+    (f'{{kid = "a\\n", secret = "{SECRET}"}}', "[0].kid: string should match"),
+    (f'{{kid = 1, secret = "{SECRET}"}}', "[0].kid: input should be a valid string"),
+    (
+        f'{{kid = "{CANARY}", secret = "{SECRET}"}},'
+        f'{{kid = "{CANARY}", secret = "{OTHER}"}}',
+        "[1].kid: signing_keys[0] is called so already",
+    ),
+    (f'"{CANARY}"', "[0]: input should be a valid dictionary"),
+]
+
+
+@pytest.mark.parametrize(("item", "problem"), LISTS)
+@pytest.mark.parametrize(
+    "source", ["app.toml", "environment VOPROS_AUTH__SIGNING_KEYS"]
+)
+def test_what_is_wrong_in_a_list_is_named_by_its_number_and_no_value(
+    source: str, item: str, problem: str, tmp_path: Path
+) -> None:
+    text, env = f"[auth]\nsigning_keys = [{item}]", None
+    if source != "app.toml":
+        json_list = json.dumps(tomllib.loads(text)["auth"]["signing_keys"])
+        text, env = "", {"VOPROS_AUTH__SIGNING_KEYS": json_list}
+    (line,) = refusal(ECHO + text, tmp_path, env)
+    assert line.startswith(f"{source}: [auth] signing_keys{problem}")
+
+
+@pytest.mark.parametrize(
+    "text", ["[", "{}", f'{{"kid": "{CANARY}"}}', CANARY, f"[{CANARY}]", "[" * 100_000]
+)
+def test_a_list_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    env = {"VOPROS_AUTH__SIGNING_KEYS": text}
+    (line,) = refusal(ECHO, tmp_path, env)
+    assert line.startswith(f"environment {next(iter(env))}: [auth] signing_keys: ")
+
+
+def test_a_mistake_in_a_list_hides_no_other(tmp_path: Path) -> None:
+    text = (
+        f'{ECHO}[database]\nurl = "mysql://{CANARY}@h/d"\n[auth]\nisuer = "x"\n'
+        f'signing_keys = [{{kid = "a", secret = "{SECRET}"}},'
+        ' {kid = "b", secret = "${NOT_SET}"}]\n'
+    )
+    lines = refusal(text, tmp_path)
+    for place in ("[auth] isuer", "[auth] signing_keys[1].secret", "[database] url"):
+        assert len([line for line in lines if place in line]) == 1, lines
+    # The keys are not known, so nobody says that there are none.
+    assert len(lines) == 3, lines
+
+
 def test_only_providers_that_can_be_reached_need_their_variables(
     tmp_path: Path,
 ) -> None:

@@ -1,6 +1,5 @@
 """A module from outside of the tree: strict JSON, problems, callers, as for our own."""
 
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -36,12 +35,7 @@ async def guests(
     guestbook.install(tmp_path / "site", monkeypatch)
     async with served(config) as (_, api):
         yield api
-    _forget()
-
-
-def _forget() -> None:
-    for name in (guestbook.NAME, f"{guestbook.NAME}.router"):
-        sys.modules.pop(name, None)
+    guestbook.forget()
 
 
 async def test_a_strangers_routes_are_served_and_know_their_callers(
@@ -169,6 +163,6 @@ async def test_protected_routes_that_nobody_can_guard_refuse_the_start(
             async with running(config):
                 pass
     finally:
-        _forget()
+        guestbook.forget()
     assert "/guests" in str(refused.value)
     assert SECRET not in str(refused.value)

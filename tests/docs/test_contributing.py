@@ -134,6 +134,9 @@ async def test_the_module_of_the_document_serves_and_crosses_no_border(
             assert (await api.get("/notes", ada)).json() == [kept.json()]
             assert (await api.get("/notes", eve)).json() == []
             assert_problem(await api.get("/notes"), 401, "token_missing")
+            taken_along = (await api.get("/users/me/export", ada)).json()
+            assert taken_along["notes"] == [kept.json()]
+            assert taken_along["complete"] is True
             made = (await api.get("/openapi.json")).json()
             tags = {tag["name"]: tag["description"] for tag in made["tags"]}
             assert tags["notes"] == "Notes to oneself."

@@ -128,7 +128,7 @@ async def test_how_many_last_questions_are_shown_is_configurable(
 
 
 @pytest.mark.parametrize("behaviour", [answers, refuses])
-async def test_F34_a_question_whose_owner_left_meanwhile_is_gone(
+async def test_F34_A24_a_question_whose_owner_left_meanwhile_is_gone(
     api: Api,
     ada: Account,
     admin: Account,

@@ -13,7 +13,7 @@ from core.db import Database
 from core.testing import Running
 from providers.failover import FailoverChat
 from tests.conftest import Databases, served
-from tests.support.api import Account, Api, assert_problem
+from tests.support.api import Account, Api, assert_problem, events_of
 from tests.support.config import write_config
 from tests.support.upstream import (
     STREAM_HEAD,
@@ -96,6 +96,35 @@ async def test_a_question_that_is_not_valid_is_an_ordinary_problem(
     answer = await api.http.post("/questions/stream", json={"content": "Who am I?"})
     assert_problem(answer, 401, "token_missing")
     assert await api.newest(ada) == []
+
+
+async def test_Q06_a_stream_is_asked_for_in_one_way_and_never_resumed(
+    api: Api, ada: Account
+) -> None:
+    for path in ("/questions", "/questions/stream"):
+        for junk in (True, "yes", "", 1):
+            body = {"content": "Why?", "stream": junk}
+            answer = await api.http.post(path, json=body, headers=ada.auth)
+            (error,) = assert_problem(answer, 422)["errors"]
+            assert (error["loc"], error["code"]) == (
+                ["body", "stream"],
+                "unknown_field",
+            )
+    for method in ("HEAD", "GET"):
+        answer = await api.http.request(method, "/questions/stream", headers=ada.auth)
+        # As a question's id it is none.
+        assert answer.status_code == {"HEAD": 405, "GET": 422}[method]
+    assert await api.newest(ada) == []
+    first = await api.read(ada, "Why?")
+    headers = ada.auth | {"Last-Event-ID": str(first[-1].data["id"])}
+    again = await api.http.post(
+        "/questions/stream", json={"content": "Why?"}, headers=headers
+    )
+    meta, *_ = events_of(again.text)
+    assert meta.data["id"] > first[-1].data["id"]
+    document = (await api.get("/openapi.json")).json()
+    told = document["paths"]["/questions/stream"]["post"]["description"]
+    assert "cannot be resumed" in " ".join(told.split())
 
 
 @pytest.fixture
@@ -265,7 +294,7 @@ async def start_by_hand(api: Api, who: Account) -> asyncio.StreamWriter:
     return writer
 
 
-async def test_F34_a_stream_whose_owner_left_ends_with_that(
+async def test_F34_A24_a_stream_whose_owner_left_ends_with_that(
     api: Api, ada: Account, upstream: Upstream
 ) -> None:
     model = Told()

@@ -1,5 +1,6 @@
 """A module of somebody else's: installed beside this tree, found by its entry point."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from tests.support import packages
 NAME = "guestbook"
 CANARY = "canary-inside-7c20be"
 _MODULE = """
+import asyncio
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 from core.module import Module
 from core.security import Authenticator
@@ -23,7 +26,35 @@ async def lifespan(context):
     yield
 
 
-MODULE = Module(name="guestbook", router="guestbook.router", lifespan=lifespan)
+async def guest(context, user_id):
+    return {{"number": user_id, "since": datetime(2026, 11, 23, tzinfo=UTC)}}
+
+
+VISITS = 2
+LEFT = asyncio.Event()
+
+
+async def visits(context, user_id):
+    try:
+        for number in range(VISITS):
+            yield {{"number": number, "mood": float("nan"), "words": "w" * 1_000}}
+            # As a database would: others have their turn.
+            await asyncio.sleep(0)
+    finally:
+        LEFT.set()
+
+
+async def nothing(context, user_id):
+    for number in ():
+        yield number
+
+
+MODULE = Module(
+    name="guestbook",
+    router="guestbook.router",
+    lifespan=lifespan,
+    personal_data={{"guest": guest, "visits": visits, "gifts": nothing}},
+)
 """
 _ROUTER = '''
 """What guests leave."""
@@ -123,3 +154,9 @@ def install(
         },
     )
     monkeypatch.syspath_prepend(folder)
+
+
+def forget() -> None:
+    """Unload what a test has installed: the next one installs it elsewhere."""
+    for name in (NAME, f"{NAME}.router"):
+        sys.modules.pop(name, None)

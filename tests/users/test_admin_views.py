@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from core.testing import Running
-from modules.auth.service import Auth
+from modules.auth.accounts import Accounts
 from modules.users.public import Role
 from tests.conftest import make_admin
 from tests.support.api import Account, Api, assert_problem
@@ -57,9 +57,9 @@ async def test_Q02_who_is_no_administrator_any_more_sees_nothing_more(
 ) -> None:
     await make_admin(service, api)
     assert (await api.get("/users", admin)).status_code == 200
-    await service.service(Auth).set_role(admin.username, Role.USER)
+    await service.service(Accounts).set_role(admin.username, Role.USER)
     assert_problem(await api.get("/users", admin), 403, "admins_only")
-    await service.service(Auth).set_role(admin.username, Role.ADMIN)
+    await service.service(Accounts).set_role(admin.username, Role.ADMIN)
     assert (await api.http.delete("/users/me", headers=admin.auth)).status_code == 204
     assert_problem(await api.get("/users", admin), 401, "invalid_token")
 
@@ -123,7 +123,7 @@ async def test_Q03_users_are_found_by_how_their_name_begins(
 async def test_Q03_users_are_found_by_their_role(
     service: Running, api: Api, admin: Account, prefix: str
 ) -> None:
-    await service.service(Auth).set_role(f"{prefix}.one", Role.ADMIN)
+    await service.service(Accounts).set_role(f"{prefix}.one", Role.ADMIN)
     (one,) = await items(api, admin, "/users", name=prefix, role="admin")
     assert (one["username"], one["role"]) == (f"{prefix}.one", "admin")
     assert len(await items(api, admin, "/users", name=prefix, role="user")) == 3
