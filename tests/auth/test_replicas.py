@@ -111,6 +111,21 @@ async def ada(generous: Replicas) -> Account:
     return await generous.one.account()
 
 
+@pytest.fixture(scope="module")
+async def admin(generous: Replicas) -> Account:
+    """An administrator; there stays one whatever becomes of others."""
+    name = new_name()
+    await operate(generous, "create-admin", name)
+    return await generous.one.signed_in(0, name)
+
+
+async def operate(replicas: Replicas, *words: str) -> None:
+    """What an operator does beside the servers."""
+    arguments: list[str | Path] = ["--config", replicas.file, "accounts", *words]
+    done = await asyncio.to_thread(vopros, *arguments, stdin=f"{PASSWORD}\n")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(params=["one tells", "the other tells"])
 def turned(request: pytest.FixtureRequest, guarded: Replicas) -> Replicas:
     """The replicas in either order."""
@@ -230,28 +245,27 @@ async def test_A07_J17_an_end_of_one_session_ends_no_other_on_any_replica(
 
 
 async def test_A07_J17_an_account_made_inactive_is_refused_at_once_on_both_replicas(
-    turned: Replicas, database: Database, ada: Account
+    turned: Replicas, admin: Account, ada: Account
 ) -> None:
     assert [await me(api, ada.token) for api in turned.both] == [200, 200]
-    await execute(database, "UPDATE users SET is_active = false WHERE id = :id", ada.id)
-    await assert_over(turned, ada.token, refresh=ada.refresh_token)
+    for is_active in (False, True):
+        path, body = f"/users/{ada.id}", {"is_active": is_active}
+        changed = await turned.one.http.patch(path, json=body, headers=admin.auth)
+        assert changed.status_code == 200, changed.text
+        # Being let in again takes a password.
+        await assert_over(turned, ada.token, refresh=ada.refresh_token)
+    assert (await turned.other.log_in(ada.username)).status_code == 200
 
 
 async def test_A07_J17_a_changed_role_holds_at_once_on_both_replicas(
-    guarded: Replicas, ada: Account
+    guarded: Replicas, admin: Account, ada: Account
 ) -> None:
-    def operate(*words: str) -> None:
-        done = vopros("--config", guarded.file, "accounts", *words, stdin=PASSWORD)
-        assert done.returncode == 0, done.stderr
-
     async def seen() -> list[int]:
         return [(await api.get("/users", ada)).status_code for api in guarded.both]
 
-    # Somebody has to stay an administrator.
-    await asyncio.to_thread(operate, "create-admin", new_name())
     assert await seen() == [403, 403]
-    for role, status in (("admin", 200), ("user", 403), ("admin", 200)):
-        await asyncio.to_thread(operate, "set-role", ada.username, role)
+    for role, status in (("admin", 200), ("user", 403)):
+        await operate(guarded, "set-role", ada.username, role)
         assert await seen() == [status, status]
 
 
