@@ -1,19 +1,23 @@
 """Statements about what somebody, or somewhere, has tried of late."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, delete, select, update
+from sqlalchemy import ColumnElement, case, delete, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from core.db import db_after, db_now
+from core.db import UtcDateTime, db_after, db_now
 from modules.auth.models import AttemptsRow
 
 FIRST_WAIT_SECONDS = 32
 LONGEST_WAIT_SECONDS = 15 * 60
 _DOUBLINGS = 5
+# Who waits for nothing waits until then. The moment of counting would be wrong: another
+# statement, which began before it and stood in line, has not come to that moment yet.
+_LONG_AGO = literal(datetime(1970, 1, 1, tzinfo=UTC), UtcDateTime)
 _INSERT = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
@@ -40,7 +44,7 @@ async def reserve(connection: AsyncConnection, key_hash: str, limit: Limit) -> b
             key_hash=key_hash,
             failures=1,
             window_ends_at=db_after(limit.window_seconds),
-            blocked_until=db_after(FIRST_WAIT_SECONDS) if limit.failures == 1 else now,
+            blocked_until=_blocked_until(literal(1), limit.failures),
         )
         .on_conflict_do_update(
             index_elements=[AttemptsRow.key_hash],
@@ -50,7 +54,7 @@ async def reserve(connection: AsyncConnection, key_hash: str, limit: Limit) -> b
                     (is_over, db_after(limit.window_seconds)),
                     else_=AttemptsRow.window_ends_at,
                 ),
-                "blocked_until": db_after(_wait_seconds(counted, limit.failures)),
+                "blocked_until": _blocked_until(counted, limit.failures),
             },
             where=AttemptsRow.blocked_until <= now,
         )
@@ -59,13 +63,13 @@ async def reserve(connection: AsyncConnection, key_hash: str, limit: Limit) -> b
     return (await connection.execute(statement)).first() is not None
 
 
-def _wait_seconds(failures: ColumnElement[int], free: int) -> ColumnElement[int]:
-    """None while failures are free; then 32 s, 64 s, and so on up to 15 minutes."""
+def _blocked_until(failures: ColumnElement[int], free: int) -> ColumnElement[datetime]:
+    """No wait while failures are free; then 32 s, 64 s, and so on up to 15 minutes."""
     waits = {free + n: FIRST_WAIT_SECONDS * 2**n for n in range(_DOUBLINGS)}
     return case(
-        (failures < free, 0),
-        *((failures == count, seconds) for count, seconds in waits.items()),
-        else_=LONGEST_WAIT_SECONDS,
+        (failures < free, _LONG_AGO),
+        *((failures == count, db_after(seconds)) for count, seconds in waits.items()),
+        else_=db_after(LONGEST_WAIT_SECONDS),
     )
 
 
@@ -84,12 +88,12 @@ async def give_back(session: AsyncSession, key_hash: str, limit: Limit) -> None:
     statement = update(AttemptsRow).where(
         AttemptsRow.key_hash == key_hash, AttemptsRow.failures > 0
     )
-    was_last_free = AttemptsRow.failures == limit.failures
+    began_a_wait = AttemptsRow.failures >= limit.failures
     await session.execute(
         statement.values(
             failures=counted,
             blocked_until=case(
-                (was_last_free, db_now()), else_=AttemptsRow.blocked_until
+                (began_a_wait, _LONG_AGO), else_=AttemptsRow.blocked_until
             ),
         )
     )
@@ -110,6 +114,8 @@ async def sweep(session: AsyncSession, *, limit: int) -> int:
             AttemptsRow.blocked_until <= db_now(),
         )
         .limit(limit)
+        # What is counted or swept at this moment is left alone, as it is by then.
+        .with_for_update(skip_locked=True)
     )
     statement = delete(AttemptsRow).where(AttemptsRow.key_hash.in_(over))
     gone = await session.scalars(statement.returning(AttemptsRow.key_hash))

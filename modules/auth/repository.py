@@ -221,6 +221,24 @@ async def use_refresh_token(
     return (await session.scalar(statement)) is not None
 
 
+async def retire_siblings(session: AsyncSession, token_hash: str) -> None:
+    """Use up what else was given for the predecessor of a token just used.
+
+    In the grace that may be several tokens, and only one of them goes on. They count as
+    used when they were issued, so that no grace is left to them.
+    """
+    used = aliased(RefreshTokenRow)
+    is_older = exists().where(
+        used.token_hash == token_hash,
+        used.session_id == RefreshTokenRow.session_id,
+        used.used_at > RefreshTokenRow.issued_at,
+    )
+    statement = update(RefreshTokenRow).where(
+        RefreshTokenRow.used_at.is_(None), is_older
+    )
+    await session.execute(statement.values(used_at=RefreshTokenRow.issued_at))
+
+
 async def prolong_session(
     session: AsyncSession, session_id: UUID, *, expires_at: datetime
 ) -> None:
@@ -279,10 +297,23 @@ async def revoke_session(session: AsyncSession, session_id: UUID, user_id: int) 
     return (await session.scalar(statement)) is not None
 
 
+async def lock_account(session: AsyncSession, user_id: int) -> None:
+    """Let nobody else end several sessions of this account, nor open one.
+
+    To be done before anything else: an account's deletion begins with it, too.
+    """
+    # NO KEY UPDATE: the account's questions may refer to the row meanwhile.
+    account = select(ACCOUNTS.c.id).where(ACCOUNTS.c.id == user_id)
+    await session.execute(account.with_for_update(key_share=True))
+
+
 async def revoke_sessions(
     session: AsyncSession, user_id: int, *, keep: UUID | None = None
 ) -> None:
-    """End every session of somebody's, but for the one to `keep`."""
+    """End every session of somebody's, but for the one to `keep`.
+
+    Lock the account first: two that do this lock the sessions in orders of their own.
+    """
     statement = update(SessionRow).where(
         SessionRow.user_id == user_id, SessionRow.revoked_at.is_(None)
     )
@@ -300,6 +331,8 @@ async def sweep_sessions(
         select(SessionRow.id)
         .where(SessionRow.expires_at < db_after(-ended_seconds_ago))
         .limit(limit)
+        # Nobody waits for a sweep that waits for them.
+        .with_for_update(skip_locked=True)
     )
     statement = delete(SessionRow).where(SessionRow.id.in_(ended))
     gone = await session.scalars(statement.returning(SessionRow.id))

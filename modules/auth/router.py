@@ -150,7 +150,7 @@ async def end_session(
 @router.post("/logout", status_code=204, summary="End this session")
 async def log_out(who: CurrentUser, sessions: TheSessions) -> None:
     """End the session of this call: its tokens are refused from then on."""
-    await sessions.end(who.user_id, who.session_id)
+    await sessions.log_out(who)
 
 
 @router.post("/logout-all", status_code=204, summary="End all your sessions")

@@ -146,6 +146,7 @@ class Auth:
             raise Invalid(FieldError(where, "same_password", message))
         made = await self._passwords.hash(new)
         async with self._db.transaction() as session:
+            await repository.lock_account(session, who.user_id)
             if not await repository.replace_password_hash(
                 session, who.user_id, old=old, new=made
             ):

@@ -3,6 +3,7 @@
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -135,6 +136,7 @@ class Sessions:
                 fields = {"user_id": found.user_id, "session_id": str(found.id)}
                 log.warning("security.refresh_reused", extra=fields)
             elif found.lasts:
+                await repository.retire_siblings(session, token_hash)
                 ends = self._end_of(found)
                 await repository.prolong_session(session, found.id, expires_at=ends)
                 grant = await self._grant(session, found.user_id, found.id)
@@ -159,9 +161,15 @@ class Sessions:
         fields = {"user_id": user_id, "session_id": str(session_id)}
         log.info("security.session_ended", extra=fields)
 
+    async def log_out(self, who: Principal) -> None:
+        """End the caller's own session; that may be over meanwhile."""
+        with suppress(SessionNotFound):
+            await self.end(who.user_id, who.session_id)
+
     async def end_all(self, user_id: int) -> None:
         """End every session of somebody's, the caller's own too."""
         async with self._db.transaction() as session:
+            await repository.lock_account(session, user_id)
             await repository.revoke_sessions(session, user_id)
         log.info("security.sessions_ended", extra={"user_id": user_id})
 

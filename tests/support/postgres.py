@@ -93,6 +93,11 @@ class Postgres:
             for process in processes:
                 process.resume()
 
+    @property
+    def log(self) -> str:
+        """What the server has told, of all databases."""
+        return (self._folder / "log").read_text()
+
     def url(self, database: str) -> str:
         """The application's URL of a database."""
         return f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/{database}"
