@@ -77,7 +77,7 @@ class Accounts:
             if not await repository.set_password_hash(session, user.id, password_hash):
                 raise UserNotFound
             await repository.revoke_sessions(session, user.id)
-            await self._throttle.pardon(session, user.username)
+            await self._throttle.pardon(session, user.id)
         _log("security.password_reset", user)
         return user
 

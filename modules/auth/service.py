@@ -12,7 +12,7 @@ from modules.auth import repository
 from modules.auth.passwords import Passwords
 from modules.auth.sessions import Grant, InvalidGrant, Sessions
 from modules.auth.throttle import Guess, Throttle, network_hash
-from modules.users.public import NewUser, User, Users
+from modules.users.public import NewUser, User, Users, username_key
 
 log = logging.getLogger(__name__)
 
@@ -72,19 +72,21 @@ class Auth:
         Raises InvalidGrant, after the same work, for an unknown name, a wrong password
         and an account that is not active; TooManyAttempts before any work.
         """
-        is_known = await self._is_known_there(username, client)
-        guess = await self._throttle.guess(username, client, is_known_there=is_known)
+        async with self._db.reading() as session:
+            user = await self._users.find_by_username(session, username)
+        account = username_key(username) if user is None else user.id
+        guess = await self._guess(account, client)
         async with self._throttle.guessing(guess):
             return await self._sign_in(username, password, client, guess)
 
-    async def _is_known_there(self, username: str, client: Client) -> bool:
-        """Whether the account has been signed in to from that network before."""
+    async def _guess(self, account: str | int, client: Client) -> Guess:
+        """Reserve a guess for a user's id, or for a name that nobody has."""
+        # Of nobody, too: the same statements for every name.
+        user_id = account if isinstance(account, int) else 0
         async with self._db.reading() as session:
-            user = await self._users.find_by_username(session, username)
-            # Of nobody, too: the same statements for every name.
-            user_id = 0 if user is None else user.id
             place = network_hash(client)
-            return await repository.knows_network(session, user_id, place)
+            is_known = await repository.knows_network(session, user_id, place)
+        return await self._throttle.guess(account, client, is_known_there=is_known)
 
     async def _sign_in(
         self, username: str, password: str, client: Client, guess: Guess
@@ -132,10 +134,7 @@ class Auth:
         Raises WrongPassword, Invalid for the new one, PasswordChanged, TooManyAttempts.
         """
         self._passwords.check(new, who.username, field="new_password")
-        is_known = await self._is_known_there(who.username, client)
-        guess = await self._throttle.guess(
-            who.username, client, is_known_there=is_known
-        )
+        guess = await self._guess(who.user_id, client)
         async with self._throttle.guessing(guess):
             old = await self._verified(who.user_id, current)
         async with self._db.transaction() as session:

@@ -20,7 +20,6 @@ from core.errors import TooMany, Unavailable
 from modules.auth import attempts
 from modules.auth.attempts import Limit
 from modules.auth.settings import AuthSettings
-from modules.users.public import username_key
 
 log = logging.getLogger(__name__)
 
@@ -61,20 +60,21 @@ class Throttle:
         self._registrations = Limit(settings.network_registrations, _HOUR)
 
     async def guess(
-        self, username: str, client: Client, *, is_known_there: bool
+        self, account: str | int, client: Client, *, is_known_there: bool
     ) -> Guess:
         """Count a guess before it is made; call `succeeded` if it turns out right.
 
-        `is_known_there`: the account was signed in to from that network before. Raises
-        TooManyAttempts, and has then counted nothing.
+        `account` is a user's id, or a name that nobody has. `is_known_there`: the
+        account was signed in to from that network before. Raises TooManyAttempts, and
+        has then counted nothing.
         """
         network = Counted("network", network_hash(client), self._network)
-        key = _account_key(username, client if is_known_there else None)
-        account = Counted("account", key, self._account)
+        key = _account_key(account, client if is_known_there else None)
+        counted = Counted("account", key, self._account)
         await self._reserve(network)
         async with self._unless(network, TooManyAttempts, Unavailable):
-            await self._reserve(account)
-        return Guess(network, account)
+            await self._reserve(counted)
+        return Guess(network, counted)
 
     @asynccontextmanager
     async def guessing(self, guess: Guess) -> AsyncIterator[None]:
@@ -99,9 +99,9 @@ class Throttle:
         await attempts.forget(session, guess.account.key_hash)
         await attempts.give_back(session, guess.network.key_hash, guess.network.limit)
 
-    async def pardon(self, session: AsyncSession, username: str) -> None:
+    async def pardon(self, session: AsyncSession, user_id: int) -> None:
         """Forget what was tried for this account from anywhere it is not known."""
-        await attempts.forget(session, _account_key(username, None))
+        await attempts.forget(session, _account_key(user_id, None))
 
     async def sweep(self) -> None:
         """Forget what no longer counts."""
@@ -141,10 +141,12 @@ def network_hash(client: Client) -> str:
     return _digest("network", client.network)
 
 
-def _account_key(username: str, place: Client | None) -> str:
+def _account_key(account: str | int, place: Client | None) -> str:
     # Of names that nobody has, too: or a wait would tell that somebody has this one.
+    # Of users the id: whoever has a token could change the name after every guess.
+    who = ("id", str(account)) if isinstance(account, int) else ("name", account)
     where = "anywhere" if place is None else place.network
-    return _digest("account", username_key(username), where)
+    return _digest("account", *who, where)
 
 
 def _digest(*words: str) -> str:

@@ -245,6 +245,19 @@ async def test_Q04_guesses_of_the_current_password_are_throttled(
     assert wait_of(answer) <= 32
 
 
+async def test_Q04_another_user_name_brings_no_more_guesses(limited: Served) -> None:
+    _, api = limited
+    ada = await api.account()
+    body = {"current_password": "wrong", "new_password": f"{PASSWORD}-new"}
+    statuses = []
+    for number in range(7):
+        name = {"username": f"{ada.username}.{number}"}
+        await api.http.patch("/users/me", json=name, headers=ada.auth)
+        answer = await api.http.put("/auth/password", json=body, headers=ada.auth)
+        statuses.append(answer.status_code)
+    assert statuses == [403] * 5 + [429] * 2
+
+
 async def test_a_right_current_password_is_no_failure_whatever_the_new_one(
     limited: Served,
 ) -> None:
