@@ -181,6 +181,26 @@ async def test_F36_an_upgrade_brings_no_old_password_back(
                 assert_problem(answer, 401, "invalid_token")
 
 
+async def test_F36_a_password_changed_during_an_upgrade_stays(
+    databases: Databases, tmp_path: Path
+) -> None:
+    """The change is committed when the old one is verified, and not yet upgraded."""
+    url = await databases.migrated("postgresql")
+    async with served(write_config(tmp_path / "app.toml", url)) as (service, api):
+        stored: Database = service.service(Database)
+        ada, new = await api.account(), f"{PASSWORD}-new"
+        await put(stored, ada, bcrypt_of(PASSWORD))
+        async with stored.transaction() as session:
+            locking = text("SELECT 1 FROM users WHERE id = :id FOR UPDATE")
+            await session.execute(locking, {"id": ada.id})
+            login = asyncio.create_task(api.log_in(ada.username))
+            await somebody_waits_for_a_lock(stored)
+            changing = "UPDATE auth_credentials SET password_hash = :h"
+            await session.execute(text(changing), {"h": bcrypt_of(new)})
+        assert_problem(await login, 401, "invalid_grant")
+        assert (await api.log_in(ada.username, new)).status_code == 200
+
+
 async def test_an_upgrade_and_a_deletion_do_not_wait_for_each_other(
     databases: Databases, tmp_path: Path
 ) -> None:

@@ -3,12 +3,12 @@
 import uuid
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 
 from core.db import Database, db_after
 from core.testing import Running
 from modules.auth.models import RefreshTokenRow, SessionRow
-from modules.auth.sessions import Sessions
+from modules.auth.sessions import MOST_LISTED, Sessions
 from tests.support.api import PASSWORD, Account, Api, assert_problem
 
 SHOWN = {"id", "created_at", "last_used_at", "expires_at", "client", "is_current"}
@@ -142,6 +142,38 @@ async def test_J17_a_new_password_ends_the_refreshing_of_all_other_sessions(
     assert (await api.refresh(ada.refresh_token)).status_code == 200
 
 
+async def test_a_session_that_is_over_by_itself_is_neither_shown_nor_ended(
+    service: Running, api: Api, ada: Account
+) -> None:
+    other = await api.signed_in(ada.id, ada.username)
+    (over,) = (s for s in await sessions(api, other) if s["is_current"])
+    id_ = uuid.UUID(str(over["id"]))
+    async with service.service(Database).transaction() as session:
+        ended = update(SessionRow).where(SessionRow.id == id_)
+        await session.execute(ended.values(expires_at=db_after(-1)))
+    (left,) = await sessions(api, ada)
+    assert left["is_current"]
+    answer = await api.http.delete(f"/auth/sessions/{id_}", headers=ada.auth)
+    assert_problem(answer, 404, "session_not_found")
+
+
+async def test_of_many_sessions_a_thousand_are_shown(
+    service: Running, api: Api, ada: Account
+) -> None:
+    await add_sessions(service, ada.id, MOST_LISTED, lasting=60)
+    assert len(await sessions(api, ada)) == MOST_LISTED == 1_000
+
+
+async def add_sessions(
+    service: Running, user_id: int, number: int, *, lasting: float
+) -> None:
+    """So many sessions more, which last so many seconds."""
+    row = {"user_id": user_id, "expires_at": db_after(lasting)}
+    async with service.service(Database).transaction() as session:
+        rows = [{"id": uuid.uuid4()} for _ in range(number)]
+        await session.execute(insert(SessionRow).values(row), rows)
+
+
 async def count(service: Running, user_id: int) -> tuple[int, int]:
     """How many sessions and refresh tokens are kept of somebody."""
     mine = select(SessionRow.id).where(SessionRow.user_id == user_id)
@@ -168,6 +200,14 @@ async def test_sessions_that_ended_long_ago_are_swept_with_their_tokens(
         await service.service(Sessions).sweep()
         assert await count(service, ada.id) == (kept, kept)
     assert (await api.get("/users/me", ada)).status_code == 200
+
+
+async def test_all_that_ended_long_ago_is_swept_however_much_it_is(
+    service: Running, api: Api, ada: Account
+) -> None:
+    await add_sessions(service, ada.id, 1_001, lasting=-31 * 24 * 60 * 60)
+    await service.service(Sessions).sweep()
+    assert await count(service, ada.id) == (1, 1)
 
 
 async def test_A24_a_deleted_account_leaves_no_session_and_no_token(
