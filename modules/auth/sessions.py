@@ -25,7 +25,8 @@ from modules.auth.tokens import AccessTokens
 log = logging.getLogger(__name__)
 
 MOST_LISTED = 1_000
-_SWEPT_AT_A_TIME = 1_000
+# Few: with a session go all the refresh tokens it ever had, in the same statement.
+_SWEPT_AT_A_TIME = 100
 # Where somebody has signed in is remembered for a while: see `throttle.py`.
 _KEPT_SECONDS = 30 * 24 * 60 * 60
 
