@@ -133,9 +133,10 @@ class Sessions:
             elif not await repository.use_refresh_token(
                 session, token_hash, grace_seconds=grace
             ):
-                await repository.revoke_session(session, found.id, found.user_id)
-                fields = {"user_id": found.user_id, "session_id": str(found.id)}
-                log.warning("security.refresh_reused", extra=fields)
+                # One that is over already is not ended again, nor told.
+                if await repository.revoke_session(session, found.id, found.user_id):
+                    fields = {"user_id": found.user_id, "session_id": str(found.id)}
+                    log.warning("security.refresh_reused", extra=fields)
             elif found.lasts:
                 await repository.retire_siblings(session, token_hash)
                 ends = self._end_of(found)
