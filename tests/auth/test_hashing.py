@@ -52,7 +52,7 @@ def stored(service: Running) -> Database:
     return found
 
 
-async def test_a_password_is_hashed_with_argon2id_as_configured(
+async def test_C7_a_password_is_hashed_with_argon2id_as_configured(
     stored: Database, ada: Account, api: Api, work: Work
 ) -> None:
     before, _ = await credential(stored, ada)
@@ -106,7 +106,7 @@ async def test_R06_bcrypt_saw_72_bytes_and_from_the_upgrade_on_every_byte_counts
         assert_problem(await api.log_in(ada.username, password[:-1]), 401)
 
 
-async def test_a_hash_of_other_parameters_is_upgraded_at_the_next_login(
+async def test_C7_a_hash_of_other_parameters_is_upgraded_at_the_next_login(
     databases: Databases, database_kind: str, tmp_path: Path, work: Work
 ) -> None:
     """Memory and rounds go up, and down again."""

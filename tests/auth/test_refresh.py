@@ -59,7 +59,7 @@ async def test_T06_a_refresh_gives_both_tokens_anew_and_nobody_keeps_them(
     assert await me(api, ada.token) == 200
 
 
-async def test_a_refresh_token_is_256_random_bits_and_stored_as_a_hash_only(
+async def test_C4_a_refresh_token_is_256_random_bits_and_stored_as_a_hash_only(
     service: Running, api: Api, ada: Account
 ) -> None:
     prefix, _, random = ada.refresh_token.partition("_rt_")
@@ -146,7 +146,7 @@ async def test_a_session_ends_that_is_not_refreshed_and_lasts_as_long_as_it_is(
     assert await me(api, granted["access_token"]) == 401
 
 
-async def test_a_session_ends_for_good_however_often_it_is_refreshed(
+async def test_C4_a_session_ends_for_good_however_often_it_is_refreshed(
     service: Running, api: Api, ada: Account
 ) -> None:
     day = 24 * 60 * 60
@@ -175,7 +175,7 @@ async def lengths(service: Running, user_id: int) -> list[tuple[int, int]]:
     ]
 
 
-async def test_a_session_lasts_as_long_as_the_configuration_says(
+async def test_C4_a_session_lasts_as_long_as_the_configuration_says(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:
     url = await databases.migrated(database_kind)

@@ -57,7 +57,7 @@ async def test_a_session_without_a_user_agent_has_no_client(
     assert (await sessions(api, ada))[0]["client"] is None
 
 
-async def test_J17_a_logout_ends_this_session_and_no_other(
+async def test_C5_J17_a_logout_ends_this_session_and_no_other(
     api: Api, ada: Account
 ) -> None:
     other = await api.signed_in(ada.id, ada.username)
@@ -69,7 +69,7 @@ async def test_J17_a_logout_ends_this_session_and_no_other(
     assert_problem(again, 401, "invalid_token")
 
 
-async def test_J17_a_logout_of_all_ends_every_session_of_ones_own_only(
+async def test_C5_J17_a_logout_of_all_ends_every_session_of_ones_own_only(
     api: Api, ada: Account
 ) -> None:
     other, bob = await api.signed_in(ada.id, ada.username), await api.account()

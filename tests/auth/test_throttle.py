@@ -70,7 +70,7 @@ async def let_time_pass(service: Running, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["known", "unknown"])
-async def test_A11_five_guesses_are_free_and_then_each_wait_is_longer(
+async def test_A11_C8_five_guesses_are_free_and_then_each_wait_is_longer(
     limited: Served, exists: bool
 ) -> None:
     service, api = limited
