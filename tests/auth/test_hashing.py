@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,21 @@ async def test_R06_bcrypt_saw_72_bytes_and_from_the_upgrade_on_every_byte_counts
         assert (await api.log_in(ada.username, password)).status_code == 200
         assert_problem(await api.log_in(ada.username, f"{password[:-1]}!"), 401)
         assert_problem(await api.log_in(ada.username, password[:-1]), 401)
+
+
+async def test_the_threads_of_a_service_end_with_it(
+    databases: Databases, tmp_path: Path
+) -> None:
+    def hashing() -> set[threading.Thread]:
+        alive = threading.enumerate()
+        return {thread for thread in alive if thread.name.startswith("password")}
+
+    before = hashing()
+    url = await databases.migrated("sqlite")
+    async with served(write_config(tmp_path / "app.toml", url)) as (_, api):
+        await api.account()
+        assert hashing() - before
+    assert not hashing() - before
 
 
 async def test_C7_a_hash_of_other_parameters_is_upgraded_at_the_next_login(
