@@ -1,15 +1,19 @@
 """Sessions: seen by their owner, and ended at once and everywhere (J17, A4, Q01)."""
 
+import asyncio
 import uuid
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, insert, select, update
 
 from core.db import Database, db_after
 from core.testing import Running
-from modules.auth.models import RefreshTokenRow, SessionRow
+from modules.auth.models import AttemptsRow, RefreshTokenRow, SessionRow
 from modules.auth.sessions import MOST_LISTED, Sessions
+from tests.conftest import Databases, served
 from tests.support.api import PASSWORD, Account, Api, assert_problem
+from tests.support.config import write_config
 
 SHOWN = {"id", "created_at", "last_used_at", "expires_at", "client", "is_current"}
 
@@ -208,6 +212,30 @@ async def test_all_that_ended_long_ago_is_swept_however_much_it_is(
     await add_sessions(service, ada.id, 1_001, lasting=-31 * 24 * 60 * 60)
     await service.service(Sessions).sweep()
     assert await count(service, ada.id) == (1, 1)
+
+
+async def test_a_server_sweeps_by_itself(
+    databases: Databases, database_kind: str, tmp_path: Path
+) -> None:
+    url = await databases.migrated(database_kind)
+    file = write_config(tmp_path / "app.toml", url)
+    async with served(file) as (service, api):
+        ada = await api.account()
+        await add_sessions(service, ada.id, 2, lasting=-31 * 24 * 60 * 60)
+        tried = {"failures": 1, "window_ends_at": db_after(-1)}
+        tried |= {"key_hash": "0" * 64, "blocked_until": db_after(-1)}
+        async with service.service(Database).transaction() as session:
+            await session.execute(insert(AttemptsRow).values(tried))
+    async with served(file) as (service, _):
+        async with asyncio.timeout(10):
+            while await count(service, ada.id) != (1, 1) or await is_tried(service):
+                await asyncio.sleep(0.01)
+
+
+async def is_tried(service: Running) -> bool:
+    old = select(AttemptsRow.failures).where(AttemptsRow.key_hash == "0" * 64)
+    async with service.service(Database).reading() as session:
+        return await session.scalar(old) is not None
 
 
 async def test_A24_a_deleted_account_leaves_no_session_and_no_token(
