@@ -24,7 +24,7 @@ class Client:
 def network_of(host: str | None) -> str:
     """The network that a peer's address belongs to; a word for what is no address."""
     try:
-        address = ipaddress.ip_address((host or "").partition("%")[0])
+        address = ipaddress.ip_address(host or "")
     except ValueError:
         return "unknown"
     if isinstance(address, ipaddress.IPv6Address):

@@ -49,7 +49,8 @@ class SessionRow(Base):
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     client: Mapped[str | None] = mapped_column(String(200))
-    # Where it was opened, hashed: enough to know the place again.
+    # Where it was opened, hashed: enough to know the place again, and no secret from
+    # whoever tries all addresses.
     network_hash: Mapped[str | None] = mapped_column(String(_DIGEST))
 
 
@@ -68,7 +69,10 @@ class RefreshTokenRow(Base):
 
 
 class AttemptsRow(Base):
-    """What somebody, or somewhere, has tried of late; nothing tells who or where."""
+    """What somebody, or somewhere, has tried of late.
+
+    The key is not readable, but no secret: who knows a name or an address finds it.
+    """
 
     __tablename__ = "auth_login_attempts"
 

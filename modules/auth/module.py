@@ -56,16 +56,17 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     # For good: an account that is let in again does not find its old sessions alive.
     users.when_deactivated(repository.revoke_sessions)
 
-    async def sweep() -> None:
-        await sessions.sweep()
-        await throttle.sweep()
-
     async with AsyncExitStack() as stack:
         stack.callback(passwords.close)
         if context.is_serving:
             log.info("auth.registration", extra={"mode": settings.registration})
-            sweeping = repeating("auth.sweep", sweep, seconds=_SWEPT_EVERY_SECONDS)
-            await stack.enter_async_context(sweeping)
+            # Apart: one that fails again and again must not hinder the other.
+            for what, sweep in (
+                ("auth.sweep_sessions", sessions.sweep),
+                ("auth.sweep_attempts", throttle.sweep),
+            ):
+                sweeping = repeating(what, sweep, seconds=_SWEPT_EVERY_SECONDS)
+                await stack.enter_async_context(sweeping)
         yield
 
 

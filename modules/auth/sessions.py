@@ -25,7 +25,8 @@ from modules.auth.tokens import AccessTokens
 log = logging.getLogger(__name__)
 
 MOST_LISTED = 1_000
-_SWEPT_AT_A_TIME = 1_000
+# Few: with a session go all the refresh tokens it ever had, in the same statement.
+_SWEPT_AT_A_TIME = 100
 # Where somebody has signed in is remembered for a while: see `throttle.py`.
 _KEPT_SECONDS = 30 * 24 * 60 * 60
 
@@ -132,9 +133,10 @@ class Sessions:
             elif not await repository.use_refresh_token(
                 session, token_hash, grace_seconds=grace
             ):
-                await repository.revoke_session(session, found.id, found.user_id)
-                fields = {"user_id": found.user_id, "session_id": str(found.id)}
-                log.warning("security.refresh_reused", extra=fields)
+                # One that is over already is not ended again, nor told.
+                if await repository.revoke_session(session, found.id, found.user_id):
+                    fields = {"user_id": found.user_id, "session_id": str(found.id)}
+                    log.warning("security.refresh_reused", extra=fields)
             elif found.lasts:
                 await repository.retire_siblings(session, token_hash)
                 ends = self._end_of(found)

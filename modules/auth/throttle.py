@@ -137,7 +137,7 @@ class Throttle:
 
 
 def network_hash(client: Client) -> str:
-    """Knows a network again, and does not tell which it is."""
+    """Knows a network again; there are few enough of IPv4 to try them all."""
     return _digest("network", client.network)
 
 

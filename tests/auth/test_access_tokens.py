@@ -50,7 +50,7 @@ async def assert_accepted(api: Api, token: str) -> None:
     assert answer.status_code == 200, answer.text
 
 
-async def test_a_token_says_who_and_for_how_long_and_nothing_else(
+async def test_C1_a_token_says_who_and_for_how_long_and_nothing_else(
     api: Api, somebody: Account
 ) -> None:
     claims = claims_of(somebody)
@@ -111,7 +111,7 @@ async def test_J02_another_algorithm_is_not_valid(
 
 
 @pytest.mark.parametrize("algorithm", ["HS384", "HS512"])
-async def test_J02_another_digest_is_not_valid_though_signed_with_our_secret(
+async def test_J02_C2_another_digest_is_not_valid_though_signed_with_our_secret(
     api: Api, somebody: Account, algorithm: str
 ) -> None:
     digest = algorithm.replace("HS", "sha")
@@ -440,7 +440,7 @@ async def test_J17_a_revoked_session_or_inactive_account_is_refused_at_once(
             await assert_refused(replica, who.token)
 
 
-async def test_a_database_that_is_down_is_503_and_never_401(
+async def test_C3_a_database_that_is_down_is_503_and_never_401(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("down")

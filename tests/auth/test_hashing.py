@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def stored(service: Running) -> Database:
     return found
 
 
-async def test_a_password_is_hashed_with_argon2id_as_configured(
+async def test_C7_a_password_is_hashed_with_argon2id_as_configured(
     stored: Database, ada: Account, api: Api, work: Work
 ) -> None:
     before, _ = await credential(stored, ada)
@@ -106,7 +107,22 @@ async def test_R06_bcrypt_saw_72_bytes_and_from_the_upgrade_on_every_byte_counts
         assert_problem(await api.log_in(ada.username, password[:-1]), 401)
 
 
-async def test_a_hash_of_other_parameters_is_upgraded_at_the_next_login(
+async def test_the_threads_of_a_service_end_with_it(
+    databases: Databases, tmp_path: Path
+) -> None:
+    def hashing() -> set[threading.Thread]:
+        alive = threading.enumerate()
+        return {thread for thread in alive if thread.name.startswith("password")}
+
+    before = hashing()
+    url = await databases.migrated("sqlite")
+    async with served(write_config(tmp_path / "app.toml", url)) as (_, api):
+        await api.account()
+        assert hashing() - before
+    assert not hashing() - before
+
+
+async def test_C7_a_hash_of_other_parameters_is_upgraded_at_the_next_login(
     databases: Databases, database_kind: str, tmp_path: Path, work: Work
 ) -> None:
     """Memory and rounds go up, and down again."""
@@ -179,6 +195,26 @@ async def test_F36_an_upgrade_brings_no_old_password_back(
                 bearer = {"Authorization": f"Bearer {login.json()['access_token']}"}
                 answer = await api.http.get("/users/me", headers=bearer)
                 assert_problem(answer, 401, "invalid_token")
+
+
+async def test_F36_a_password_changed_during_an_upgrade_stays(
+    databases: Databases, tmp_path: Path
+) -> None:
+    """The change is committed when the old one is verified, and not yet upgraded."""
+    url = await databases.migrated("postgresql")
+    async with served(write_config(tmp_path / "app.toml", url)) as (service, api):
+        stored: Database = service.service(Database)
+        ada, new = await api.account(), f"{PASSWORD}-new"
+        await put(stored, ada, bcrypt_of(PASSWORD))
+        async with stored.transaction() as session:
+            locking = text("SELECT 1 FROM users WHERE id = :id FOR UPDATE")
+            await session.execute(locking, {"id": ada.id})
+            login = asyncio.create_task(api.log_in(ada.username))
+            await somebody_waits_for_a_lock(stored)
+            changing = "UPDATE auth_credentials SET password_hash = :h"
+            await session.execute(text(changing), {"h": bcrypt_of(new)})
+        assert_problem(await login, 401, "invalid_grant")
+        assert (await api.log_in(ada.username, new)).status_code == 200
 
 
 async def test_an_upgrade_and_a_deletion_do_not_wait_for_each_other(

@@ -59,7 +59,7 @@ async def test_T06_a_refresh_gives_both_tokens_anew_and_nobody_keeps_them(
     assert await me(api, ada.token) == 200
 
 
-async def test_a_refresh_token_is_256_random_bits_and_stored_as_a_hash_only(
+async def test_C4_a_refresh_token_is_256_random_bits_and_stored_as_a_hash_only(
     service: Running, api: Api, ada: Account
 ) -> None:
     prefix, _, random = ada.refresh_token.partition("_rt_")
@@ -146,7 +146,7 @@ async def test_a_session_ends_that_is_not_refreshed_and_lasts_as_long_as_it_is(
     assert await me(api, granted["access_token"]) == 401
 
 
-async def test_a_session_ends_for_good_however_often_it_is_refreshed(
+async def test_C4_a_session_ends_for_good_however_often_it_is_refreshed(
     service: Running, api: Api, ada: Account
 ) -> None:
     day = 24 * 60 * 60
@@ -159,6 +159,37 @@ async def test_a_session_ends_for_good_however_often_it_is_refreshed(
     await age(service, ada.id, created_at=-91 * day)
     await refreshed(api, granted["refresh_token"])
     assert await me(api, granted["access_token"]) == 401
+
+
+async def lengths(service: Running, user_id: int) -> list[tuple[int, int]]:
+    """Seconds from the last use, and from the login, to the end of each session."""
+    mine = select(SessionRow).where(SessionRow.user_id == user_id)
+    async with service.service(Database).reading() as session:
+        found = (await session.scalars(mine)).all()
+    return [
+        (
+            round((row.expires_at - row.last_used_at).total_seconds()),
+            round((row.expires_at - row.created_at).total_seconds()),
+        )
+        for row in found
+    ]
+
+
+async def test_C4_a_session_lasts_as_long_as_the_configuration_says(
+    databases: Databases, database_kind: str, tmp_path: Path
+) -> None:
+    url = await databases.migrated(database_kind)
+    for idle, absolute in ((300, 900), (900, 300)):
+        limits = f"session_idle_seconds = {idle}\nsession_absolute_seconds = {absolute}"
+        file = write_config(tmp_path / "app.toml", url, auth=limits)
+        async with served(file) as (service, api):
+            ada = await api.account()
+            ((_, whole),) = await lengths(service, ada.id)
+            assert whole == 300
+            await age(service, ada.id, created_at=-200)
+            await refreshed(api, ada.refresh_token)
+            ((rest, whole),) = await lengths(service, ada.id)
+            assert (rest if idle < absolute else whole) == pytest.approx(300, abs=1)
 
 
 async def test_an_inactive_account_refreshes_nothing(

@@ -221,7 +221,7 @@ async def test_R06_a_password_is_the_same_from_any_keyboard(api: Api) -> None:
         assert (await api.log_in(name, spelt)).status_code == 200
 
 
-async def test_R06_every_byte_of_a_long_password_counts(api: Api) -> None:
+async def test_R06_C6_every_byte_of_a_long_password_counts(api: Api) -> None:
     name, start = new_name(), of_length(72)
     assert (await api.register(name, f"{start}A")).status_code == 201
     assert_problem(await api.log_in(name, f"{start}B"), 401, "invalid_grant")

@@ -35,7 +35,7 @@ def modes(recorder: Recorder, seen: int) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["open", "closed"])
-async def test_the_mode_is_said_once_at_start(
+async def test_C11_the_mode_is_said_once_at_start(
     databases: Databases, tmp_path: Path, secrets_stay_inside: Recorder, mode: str
 ) -> None:
     url = await databases.migrated("sqlite")
@@ -47,7 +47,7 @@ async def test_the_mode_is_said_once_at_start(
         assert registered.status_code == (201 if mode == "open" else 403)
 
 
-async def test_where_registration_is_closed_nobody_makes_an_account(
+async def test_C11_where_registration_is_closed_nobody_makes_an_account(
     closed: tuple[Running, Api], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, api = closed

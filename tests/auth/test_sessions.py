@@ -1,15 +1,19 @@
 """Sessions: seen by their owner, and ended at once and everywhere (J17, A4, Q01)."""
 
+import asyncio
 import uuid
+from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 
 from core.db import Database, db_after
 from core.testing import Running
-from modules.auth.models import RefreshTokenRow, SessionRow
-from modules.auth.sessions import Sessions
+from modules.auth.models import AttemptsRow, RefreshTokenRow, SessionRow
+from modules.auth.sessions import MOST_LISTED, Sessions
+from tests.conftest import Databases, served
 from tests.support.api import PASSWORD, Account, Api, assert_problem
+from tests.support.config import write_config
 
 SHOWN = {"id", "created_at", "last_used_at", "expires_at", "client", "is_current"}
 
@@ -57,7 +61,7 @@ async def test_a_session_without_a_user_agent_has_no_client(
     assert (await sessions(api, ada))[0]["client"] is None
 
 
-async def test_J17_a_logout_ends_this_session_and_no_other(
+async def test_C5_J17_a_logout_ends_this_session_and_no_other(
     api: Api, ada: Account
 ) -> None:
     other = await api.signed_in(ada.id, ada.username)
@@ -69,7 +73,7 @@ async def test_J17_a_logout_ends_this_session_and_no_other(
     assert_problem(again, 401, "invalid_token")
 
 
-async def test_J17_a_logout_of_all_ends_every_session_of_ones_own_only(
+async def test_C5_J17_a_logout_of_all_ends_every_session_of_ones_own_only(
     api: Api, ada: Account
 ) -> None:
     other, bob = await api.signed_in(ada.id, ada.username), await api.account()
@@ -142,6 +146,38 @@ async def test_J17_a_new_password_ends_the_refreshing_of_all_other_sessions(
     assert (await api.refresh(ada.refresh_token)).status_code == 200
 
 
+async def test_a_session_that_is_over_by_itself_is_neither_shown_nor_ended(
+    service: Running, api: Api, ada: Account
+) -> None:
+    other = await api.signed_in(ada.id, ada.username)
+    (over,) = (s for s in await sessions(api, other) if s["is_current"])
+    id_ = uuid.UUID(str(over["id"]))
+    async with service.service(Database).transaction() as session:
+        ended = update(SessionRow).where(SessionRow.id == id_)
+        await session.execute(ended.values(expires_at=db_after(-1)))
+    (left,) = await sessions(api, ada)
+    assert left["is_current"]
+    answer = await api.http.delete(f"/auth/sessions/{id_}", headers=ada.auth)
+    assert_problem(answer, 404, "session_not_found")
+
+
+async def test_of_many_sessions_a_thousand_are_shown(
+    service: Running, api: Api, ada: Account
+) -> None:
+    await add_sessions(service, ada.id, MOST_LISTED, lasting=60)
+    assert len(await sessions(api, ada)) == MOST_LISTED == 1_000
+
+
+async def add_sessions(
+    service: Running, user_id: int, number: int, *, lasting: float
+) -> None:
+    """So many sessions more, which last so many seconds."""
+    row = {"user_id": user_id, "expires_at": db_after(lasting)}
+    async with service.service(Database).transaction() as session:
+        rows = [{"id": uuid.uuid4()} for _ in range(number)]
+        await session.execute(insert(SessionRow).values(row), rows)
+
+
 async def count(service: Running, user_id: int) -> tuple[int, int]:
     """How many sessions and refresh tokens are kept of somebody."""
     mine = select(SessionRow.id).where(SessionRow.user_id == user_id)
@@ -168,6 +204,38 @@ async def test_sessions_that_ended_long_ago_are_swept_with_their_tokens(
         await service.service(Sessions).sweep()
         assert await count(service, ada.id) == (kept, kept)
     assert (await api.get("/users/me", ada)).status_code == 200
+
+
+async def test_all_that_ended_long_ago_is_swept_however_much_it_is(
+    service: Running, api: Api, ada: Account
+) -> None:
+    await add_sessions(service, ada.id, 1_001, lasting=-31 * 24 * 60 * 60)
+    await service.service(Sessions).sweep()
+    assert await count(service, ada.id) == (1, 1)
+
+
+async def test_a_server_sweeps_by_itself(
+    databases: Databases, database_kind: str, tmp_path: Path
+) -> None:
+    url = await databases.migrated(database_kind)
+    file = write_config(tmp_path / "app.toml", url)
+    async with served(file) as (service, api):
+        ada = await api.account()
+        await add_sessions(service, ada.id, 2, lasting=-31 * 24 * 60 * 60)
+        tried = {"failures": 1, "window_ends_at": db_after(-1)}
+        tried |= {"key_hash": "0" * 64, "blocked_until": db_after(-1)}
+        async with service.service(Database).transaction() as session:
+            await session.execute(insert(AttemptsRow).values(tried))
+    async with served(file) as (service, _):
+        async with asyncio.timeout(10):
+            while await count(service, ada.id) != (1, 1) or await is_tried(service):
+                await asyncio.sleep(0.01)
+
+
+async def is_tried(service: Running) -> bool:
+    old = select(AttemptsRow.failures).where(AttemptsRow.key_hash == "0" * 64)
+    async with service.service(Database).reading() as session:
+        return await session.scalar(old) is not None
 
 
 async def test_A24_a_deleted_account_leaves_no_session_and_no_token(

@@ -70,7 +70,7 @@ async def let_time_pass(service: Running, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["known", "unknown"])
-async def test_A11_five_guesses_are_free_and_then_each_wait_is_longer(
+async def test_A11_C8_five_guesses_are_free_and_then_each_wait_is_longer(
     limited: Served, exists: bool
 ) -> None:
     service, api = limited
@@ -120,6 +120,19 @@ async def test_A11_guesses_from_elsewhere_do_not_keep_the_owner_out(
     # At home guesses are bounded as well, by a count of its own.
     await guess(api, ada.username, 5, "192.0.2.7")
     wait_of(await log_in(api, ada.username, PASSWORD, "192.0.2.7"))
+
+
+async def test_A11_a_network_is_known_to_those_only_who_signed_in_there(
+    limited: Served,
+) -> None:
+    """Else whoever has an account of their own would have guesses of their own."""
+    _, api = limited
+    ada, eve = await api.account(), await api.account()
+    for network in ("198.51.100.1", "198.51.100.2"):
+        mine = await log_in(api, eve.username, PASSWORD, network)
+        assert mine.status_code == 200
+    await guess(api, ada.username, 5, "198.51.100.1")
+    wait_of(await log_in(api, ada.username, "wrong", "198.51.100.2"))
 
 
 async def test_A11_the_right_password_forgets_the_wrong_ones(limited: Served) -> None:

@@ -186,7 +186,7 @@ async def test_T07_credentials_in_a_query_are_not_looked_at_and_not_logged(
         assert not any(secret in line for line in lines)
 
 
-async def test_A9_a_flood_of_logins_is_bounded_and_stops_nobody_else(
+async def test_A09_C7_a_flood_of_logins_is_bounded_and_stops_nobody_else(
     databases: Databases, tmp_path: Path
 ) -> None:
     url = await databases.migrated("sqlite")

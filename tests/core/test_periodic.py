@@ -60,3 +60,16 @@ async def test_it_ends_with_the_block_even_in_the_middle_of_its_work() -> None:
     async with repeating("some.work", work, seconds=60):
         await begun.wait()
     assert ended.is_set()
+
+
+async def test_between_two_times_it_rests() -> None:
+    times = 0
+
+    async def work() -> None:
+        nonlocal times
+        times += 1
+
+    async with repeating("counting", work, seconds=3_600):
+        for _ in range(100):
+            await asyncio.sleep(0)
+    assert times == 1

@@ -143,6 +143,40 @@ async def test_E13_what_becomes_of_an_account_is_told_with_who_did_it(
     assert told.about(again) == []
 
 
+async def test_E13_a_refresh_token_that_came_again_is_told_while_it_ends_something(
+    api: Api, ada: Account, told: Told
+) -> None:
+    assert told.about(await api.refresh(ada.refresh_token)) == []
+    refused = {"event": "security.refresh_refused", "user_id": ada.id}
+    reused, *rest = told.about(await api.refresh(ada.refresh_token))
+    assert rest == [refused]
+    assert reused.keys() == {"event", "user_id", "session_id"}
+    assert reused["event"] == "security.refresh_reused"
+    assert reused["user_id"] == ada.id
+    assert told.about(await api.refresh(ada.refresh_token)) == [refused]
+    unknown = told.about(await api.refresh("vopros_rt_" + "A" * 43))
+    assert unknown == [refused | {"user_id": None}]
+
+
+async def test_E13_the_end_of_a_session_is_told(
+    api: Api, ada: Account, told: Told
+) -> None:
+    first, other = [await api.signed_in(ada.id, ada.username) for _ in range(2)]
+    shown = (await api.get("/auth/sessions", other)).json()
+    (current,) = (each["id"] for each in shown if each["is_current"])
+    for method, path, who, event in (
+        ("POST", "/auth/logout", first, "session_ended"),
+        ("DELETE", f"/auth/sessions/{current}", ada, "session_ended"),
+        ("POST", "/auth/logout-all", ada, "sessions_ended"),
+    ):
+        answer = await api.http.request(method, path, headers=who.auth)
+        (only,) = told.about(answer)
+        assert (only["event"], only["user_id"]) == (f"security.{event}", ada.id)
+        assert ("session_id" in only) == (event == "session_ended")
+        if method == "DELETE":
+            assert only["session_id"] == current
+
+
 async def test_E13_what_did_not_happen_is_not_told(
     api: Api, admin: Account, ada: Account, told: Told
 ) -> None:

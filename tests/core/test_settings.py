@@ -716,7 +716,7 @@ SECRETS = {
 
 @pytest.mark.parametrize("host", [EMBEDDED, "0.0.0.0"])
 @pytest.mark.parametrize("kind", SECRETS)
-def test_C9_a_server_starts_with_a_good_secret_only(
+def test_A06_C9_a_server_starts_with_a_good_secret_only(
     host: str, kind: str, tmp_path: Path
 ) -> None:
     secret, problem = SECRETS[kind]
