@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,7 +73,7 @@ class ServerSettings(Section):
     """Names this server answers to. Empty: the loopback names on a loopback address,
     else any."""
     trusted_proxies: Words = ()
-    """Addresses whose X-Forwarded-For is believed."""
+    """Addresses and networks whose X-Forwarded-For is believed."""
     longest_body_bytes: int = Field(65_536, gt=0)
     """A longer request body is refused with 413."""
     longest_headers_bytes: int = Field(32_768, gt=0)
@@ -89,6 +89,16 @@ class ServerSettings(Section):
         if not _HOST_NAME.fullmatch(host) and not _is_address(host):
             raise ValueError("must be an address or the name of a host")
         return host
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        # uvicorn takes anything, and believes nobody, or whoever says so first.
+        if not all(map(_is_network, proxies)):
+            raise ValueError(
+                "must be addresses or networks (10.0.0.7, 10.0.0.0/24), not all of them"
+            )
+        return proxies
 
 
 class DatabaseSettings(Section):
@@ -329,6 +339,14 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_network(text: str) -> bool:
+    """Whether it is an address, or a network that is not the whole world."""
+    try:
+        return ip_network(text).prefixlen > 0
+    except ValueError:
+        return False
 
 
 def describe(settings: Settings) -> Iterator[tuple[str, str, str]]:

@@ -139,11 +139,9 @@ class Passwords:
         if min(len(password), len(hashed)) < self._shortest:
             return "too_short", f"Must have at least {self._shortest} characters."
         folded = hashed.casefold()
-        # What is added around a guessable word is guessed along with it.
-        word = folded.strip(_PADDING)
-        if word and word == username.strip(_PADDING):
+        if _is_made_of(username.strip(_PADDING), folded):
             return "password_blocklisted", "Must not be made of the user name."
-        if word == _SERVICE:
+        if _is_made_of(_SERVICE, folded):
             return "password_blocklisted", "Must not be made of this service's name."
         if _is_common(folded):
             return "password_blocklisted", "Must not be among the most common ones."
@@ -163,6 +161,14 @@ class Passwords:
 def normal(text: str) -> str:
     """One spelling (NFKC) of what looks the same, so that any keyboard can type it."""
     return unicodedata.normalize("NFKC", text)
+
+
+def _is_made_of(word: str, folded: str) -> bool:
+    """Whether it is the word, once or more often, and what is easily put around it."""
+    if not word or word not in folded:
+        return False
+    # What is added to a guessable word is guessed along with it.
+    return not folded.replace(word, "").strip(_PADDING)
 
 
 @cache

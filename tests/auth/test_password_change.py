@@ -43,6 +43,14 @@ async def test_Q04_the_same_password_is_no_new_one(api: Api, ada: Account) -> No
     assert (error["loc"], error["code"]) == (["body", "new_password"], "same_password")
 
 
+async def test_R05_a_new_password_must_not_be_easily_guessed(
+    api: Api, ada: Account
+) -> None:
+    for new in ("passwordpassword", f"{ada.username}-{ada.username}", "vopros2026"):
+        problem = assert_problem(await change(api, ada, ada.password, new), 422)
+        assert problem["errors"][0]["code"] == "password_blocklisted"
+
+
 async def test_Q04_a_refused_password_ends_no_session(api: Api, ada: Account) -> None:
     other = await api.signed_in(ada.id, ada.username)
     for current, new in (("wrong", NEW), (PASSWORD, PASSWORD), (PASSWORD, "short")):

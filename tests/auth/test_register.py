@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
 from core.errors import Invalid
 from core.testing import Running
 from modules.auth.accounts import Accounts
+from modules.auth.passwords import Passwords
+from modules.auth.settings import AuthSettings
 from tests.conftest import Databases, served
 from tests.support.api import PASSWORD, Account, Api, assert_problem
 from tests.support.config import write_config
@@ -184,6 +187,8 @@ async def test_R04_an_operator_s_password_has_the_same_limits(
         *("password", "PASSWORD", "12345678", "qwertyuiop", "iloveyou", "Jennifer"),
         *("passwordpassword", "123123123123", "aaaaaaaa", "abcabcabcabc", "87654321"),
         *("abcdefgh", "vopros2026!", "VOPROS--", "{name}", "{NAME}", "{name}123!"),
+        *("{name}{name}", "{name}-{name}", "{NAME}{name}123", "voprosVopros"),
+        *("vopros vopros!", "vopros123vopros"),
         "\uff50\uff41\uff53\uff53\uff57\uff4f\uff52\uff44",
     ],
 )
@@ -196,6 +201,17 @@ async def test_R05_a_password_that_is_easily_guessed_is_refused_with_the_reason(
     assert errors_of(problem) == [(["body", "password"], "password_blocklisted")]
     assert problem["errors"][0]["message"].startswith("Must not be ")
     assert work.since_last_look() == (0, 0)
+
+
+def test_R05_the_three_thousand_most_common_passwords_are_refused() -> None:
+    passwords = Passwords(AuthSettings())
+    # In the order of how often they were found in what was stolen elsewhere.
+    long_enough = [word for word in FREQUENCY_LISTS["passwords"] if len(word) >= 8]
+    assert len(long_enough) > 3_000
+    for password in long_enough:
+        with pytest.raises(Invalid):
+            passwords.check(password, "ada")
+    passwords.close()
 
 
 @pytest.mark.parametrize(

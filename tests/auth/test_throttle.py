@@ -271,6 +271,17 @@ async def test_Q04_another_user_name_brings_no_more_guesses(limited: Served) -> 
     assert statuses == [403] * 5 + [429] * 2
 
 
+async def test_A11_a_name_that_looks_like_a_number_is_not_the_account_of_it(
+    limited: Served,
+) -> None:
+    _, api = limited
+    ada = await api.account()
+    await guess(api, str(ada.id), 5, "192.0.2.1")
+    wait_of(await log_in(api, str(ada.id), "wrong"))
+    # From a network where she has not been: there the two could be one.
+    assert (await log_in(api, ada.username, PASSWORD)).status_code == 200
+
+
 async def test_a_right_current_password_is_no_failure_whatever_the_new_one(
     limited: Served,
 ) -> None:

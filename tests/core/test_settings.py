@@ -370,6 +370,20 @@ def test_what_is_no_host_is_refused(host: str, tmp_path: Path) -> None:
     assert str(refused.value) == told
 
 
+@pytest.mark.parametrize(
+    "proxy", ["*", "proxy.local", "", "0.0.0.0/0", "::/0", "10.0.0.7/24", "10.0.0.7:80"]
+)
+def test_I24_who_is_no_proxy_s_address_is_not_trusted(
+    proxy: str, tmp_path: Path
+) -> None:
+    server = f'{ECHO}[auth]\nsecret = "{SECRET}"\n[server]\ntrusted_proxies = '
+    (line,) = refusal(f'{server}["127.0.0.1", "{proxy}"]', tmp_path)
+    assert line.startswith("app.toml: [server] trusted_proxies: must be addresses or ")
+    good = f'{server}["10.0.0.7", "10.0.1.0/24", "2001:db8::7", "fd00::/8"]'
+    proxies = load(good, tmp_path).section(ServerSettings).trusted_proxies
+    assert len(proxies) == 4
+
+
 @pytest.mark.parametrize("host", ["::", "fe80::1%eth0", "127.0.0.1", "a-b.c_d", "h."])
 def test_addresses_and_names_are_hosts(host: str, tmp_path: Path) -> None:
     env = {"VOPROS_AUTH__SECRET": SECRET}
