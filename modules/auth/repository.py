@@ -168,6 +168,12 @@ async def add_refresh_token(
     await session.execute(insert(RefreshTokenRow).values(values))
 
 
+async def is_refresh_token(session: AsyncSession, token_hash: str) -> bool:
+    """Whether it was ever issued, and its session is not forgotten."""
+    statement = select(exists().where(RefreshTokenRow.token_hash == token_hash))
+    return bool(await session.scalar(statement))
+
+
 async def lock_session_of(session: AsyncSession, token_hash: str) -> Any | None:
     """The session a refresh token belongs to, and whether it still lasts.
 

@@ -124,30 +124,41 @@ class Sessions:
         A token that was used before is in two hands: its session ends, whichever of
         them is the thief's. Raises RefreshRefused.
         """
-        token_hash, grant = hash_of(refresh_token), None
-        grace = self._settings.refresh_grace_seconds
-        async with self._db.transaction() as session:
-            found = await repository.lock_session_of(session, token_hash)
-            if found is None:
-                pass
-            elif not await repository.use_refresh_token(
-                session, token_hash, grace_seconds=grace
-            ):
-                # One that is over already is not ended again, nor told.
-                if await repository.revoke_session(session, found.id, found.user_id):
-                    fields = {"user_id": found.user_id, "session_id": str(found.id)}
-                    log.warning("security.refresh_reused", extra=fields)
-            elif found.lasts:
-                await repository.retire_siblings(session, token_hash)
-                ends = self._end_of(found)
-                await repository.prolong_session(session, found.id, expires_at=ends)
-                grant = await self._grant(session, found.user_id, found.id)
+        token_hash, found, grant = hash_of(refresh_token), None, None
+        # What was never a token must not make anybody wait who writes.
+        async with self._db.reading() as session:
+            is_token = await repository.is_refresh_token(session, token_hash)
+        if is_token:
+            async with self._db.transaction() as session:
+                found = await repository.lock_session_of(session, token_hash)
+                if found is not None:
+                    grant = await self._rotate(session, found, token_hash)
         # Not before the transaction has ended: a refusal must not undo a revocation.
         if grant is None:
             user_id = None if found is None else found.user_id
             log.info("security.refresh_refused", extra={"user_id": user_id})
             raise RefreshRefused
         return grant
+
+    async def _rotate(
+        self, session: AsyncSession, found: Any, token_hash: str
+    ) -> Grant | None:
+        """Use the token up for the next; None for a session that is over, or is now."""
+        grace = self._settings.refresh_grace_seconds
+        if not await repository.use_refresh_token(
+            session, token_hash, grace_seconds=grace
+        ):
+            # One that is over already is not ended again, nor told.
+            if await repository.revoke_session(session, found.id, found.user_id):
+                fields = {"user_id": found.user_id, "session_id": str(found.id)}
+                log.warning("security.refresh_reused", extra=fields)
+            return None
+        if not found.lasts:
+            return None
+        await repository.retire_siblings(session, token_hash)
+        ends = self._end_of(found)
+        await repository.prolong_session(session, found.id, expires_at=ends)
+        return await self._grant(session, found.user_id, found.id)
 
     async def newest(self, user_id: int) -> list[Session]:
         """The sessions that last, those used last first; `MOST_LISTED` at most."""

@@ -242,3 +242,13 @@ async def test_a_bad_body_is_a_precise_problem(
         "/auth/refresh", content=json.dumps(body), headers=headers
     )
     assert_problem(answer, status)
+
+
+async def test_what_was_never_a_token_waits_for_nobody_who_writes(
+    service: Running, api: Api
+) -> None:
+    async with service.service(Database).transaction() as session:
+        await session.execute(update(RefreshTokenRow).values(used_at=db_after(-60)))
+        async with asyncio.timeout(3):
+            await assert_refused(api, "vopros_rt_" + "B" * 43)
+        await session.rollback()
