@@ -32,7 +32,12 @@ def configure_logging(settings: LogSettings) -> None:
     last: Processor = (
         structlog.processors.JSONRenderer(ensure_ascii=False)
         if settings.format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            # The other one shows local variables, passwords among them, and takes
+            # a second for each exception, in which nobody else is served.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     handler = logging.StreamHandler()
     handler.addFilter(_name_request)

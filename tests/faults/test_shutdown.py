@@ -14,7 +14,8 @@ from core.db import Database
 from core.settings import DatabaseSettings, load_settings
 from core.testing import running
 from providers.failover import FailoverChat
-from tests.support.api import Api, assert_problem
+from tests.conftest import connected
+from tests.support.api import PASSWORD, Api, assert_problem
 from tests.support.config import write_config
 from tests.support.process import serving
 from tests.support.upstream import (
@@ -141,6 +142,38 @@ async def test_F05_ctrl_c_lets_the_local_model_finish_its_answer(
         assert (await asking).status_code == 201, child.log
         await api.close()
         assert await asyncio.to_thread(child.ended) == 0, child.log
+
+
+async def test_A17_who_is_cut_off_by_the_end_is_told_of_without_a_secret(
+    tmp_path: Path, databases: Any
+) -> None:
+    """They have tokens and passwords in hand: a traceback must show neither."""
+    url = await databases.migrated("postgresql")
+    file = write_config(tmp_path / "app.toml", url, server="shutdown_seconds = 0")
+    stuck = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    with serving("--config", file) as child:
+        api = Api(child.url)
+        ada = await api.account()
+        async with connected(url) as database, database.transaction() as session:
+            await session.execute(text("LOCK TABLE auth_sessions"))
+            asking = [
+                asyncio.create_task(api.get("/users/me", ada)),
+                asyncio.create_task(api.log_in(ada.username)),
+            ]
+            while await session.scalar(stuck) != len(asking):
+                await asyncio.sleep(0.01)
+                # Else the transaction sees again what it has seen.
+                await session.execute(text("SELECT pg_stat_clear_snapshot()"))
+            child.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(child.ended) == 0, child.log
+        await asyncio.gather(*asking, return_exceptions=True)
+        await api.close()
+    assert child.log.count("Traceback (most recent call last)") == len(asking)
+    assert PASSWORD not in child.log
+    assert ada.token[:20] not in child.log
 
 
 async def test_F05_a_short_question_is_answered_before_the_end(
