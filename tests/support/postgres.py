@@ -22,10 +22,8 @@ import asyncpg
 import psutil
 
 PREFIX = "vopros-test-pg-"
-_OPTIONS = (
-    "-c listen_addresses=127.0.0.1 -c max_connections=200 -c fsync=off"
-    " -c synchronous_commit=off -c full_page_writes=off"
-)
+_OPTIONS = "-c listen_addresses=127.0.0.1 -c max_connections=200"
+_FORGETFUL = " -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
 
 
 def binaries() -> Path:
@@ -49,8 +47,10 @@ def binaries() -> Path:
 class Postgres:
     """One server with a data folder and a port of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        """`durable` as PostgreSQL is by itself; tests have no crash to survive."""
         _end_orphans()
+        self._options = _OPTIONS if durable else _OPTIONS + _FORGETFUL
         self._bin = binaries()
         self.port = _free_port()
         self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
@@ -64,7 +64,7 @@ class Postgres:
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        options = f"-p {self.port} -k {self._folder} {_OPTIONS}"
+        options = f"-p {self.port} -k {self._folder} {self._options}"
         log = str(self._folder / "log")
         self._run("pg_ctl", "-w", "-l", log, "-o", options, "start")
 
