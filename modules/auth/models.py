@@ -3,7 +3,7 @@
 import uuid
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, String
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.db import Base, BigId, UtcDateTime, db_now
@@ -38,7 +38,8 @@ class SessionRow(Base):
     __tablename__ = "auth_sessions"
     __table_args__ = (
         CheckConstraint("length(client) <= 200", name="client_length"),
-        Index(None, "user_id"),
+        Index(None, "user_id", "created_at", "id"),
+        Index(None, "user_id", "network_hash"),
         Index(None, "expires_at"),
     )
 
@@ -58,7 +59,16 @@ class RefreshTokenRow(Base):
     """A refresh token; kept after its use, or a copy would go unnoticed."""
 
     __tablename__ = "auth_refresh_tokens"
-    __table_args__ = (Index(None, "session_id"),)
+    __table_args__ = (
+        Index(None, "session_id"),
+        # Of a session's thousands of tokens one is unused, and that one is looked for.
+        Index(
+            "ix_auth_refresh_tokens_unused",
+            "session_id",
+            postgresql_where=text("used_at IS NULL"),
+            sqlite_where=text("used_at IS NULL"),
+        ),
+    )
 
     token_hash: Mapped[str] = mapped_column(String(_DIGEST), primary_key=True)
     session_id: Mapped[uuid.UUID] = mapped_column(
@@ -75,6 +85,7 @@ class AttemptsRow(Base):
     """
 
     __tablename__ = "auth_login_attempts"
+    __table_args__ = (Index(None, "window_ends_at"),)
 
     key_hash: Mapped[str] = mapped_column(String(_DIGEST), primary_key=True)
     failures: Mapped[int]

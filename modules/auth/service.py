@@ -159,6 +159,7 @@ class Auth:
             found = await repository.password_hash(session, user_id)
         verified = await self._passwords.verify(password, found, user_id=user_id)
         if found is None or not verified.matches:
+            log.info("security.password_refused", extra={"user_id": user_id})
             raise WrongPassword
         return found
 

@@ -16,6 +16,9 @@ class SigningKey(Section):
     """At least 32 bytes."""
 
 
+_TEN_YEARS = 10 * 365 * 86_400
+
+
 class AuthSettings(Section):
     """[auth] of the configuration file."""
 
@@ -33,9 +36,9 @@ class AuthSettings(Section):
     """For whom the tokens are."""
     access_token_seconds: int = Field(900, gt=0, le=86_400)
     """How long an access token is good."""
-    session_idle_seconds: int = Field(14 * 86_400, gt=0)
+    session_idle_seconds: int = Field(14 * 86_400, gt=0, le=_TEN_YEARS)
     """How long a session lasts that is not refreshed; 14 days."""
-    session_absolute_seconds: int = Field(90 * 86_400, gt=0)
+    session_absolute_seconds: int = Field(90 * 86_400, gt=0, le=_TEN_YEARS)
     """How long a session lasts at most, however often it is refreshed; 90 days."""
     refresh_grace_seconds: int = Field(0, ge=0, le=10)
     """How long the refresh token just replaced is good once more, for clients that lose

@@ -11,6 +11,7 @@ from sqlalchemy import func, select, update
 from core.client import Client
 from core.db import Busy, Database, db_after, db_now
 from core.testing import Running
+from modules.auth.accounts import Accounts
 from modules.auth.models import AttemptsRow
 from modules.auth.throttle import Throttle
 from tests.conftest import Databases, served
@@ -280,6 +281,18 @@ async def test_A11_a_name_that_looks_like_a_number_is_not_the_account_of_it(
     wait_of(await log_in(api, str(ada.id), "wrong"))
     # From a network where she has not been: there the two could be one.
     assert (await log_in(api, ada.username, PASSWORD)).status_code == 200
+
+
+async def test_an_operator_who_resets_a_password_ends_the_waiting(
+    limited: Served,
+) -> None:
+    service, api = limited
+    ada = await api.account()
+    await guess(api, ada.username, 5, "198.51.100.1")
+    new = f"{PASSWORD}-reset"
+    wait_of(await log_in(api, ada.username, PASSWORD, "198.51.100.2"))
+    await service.service(Accounts).reset_password(ada.username, new)
+    assert (await log_in(api, ada.username, new, "198.51.100.2")).is_success
 
 
 async def test_a_right_current_password_is_no_failure_whatever_the_new_one(

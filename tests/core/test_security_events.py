@@ -118,6 +118,9 @@ async def test_E13_what_becomes_of_an_account_is_told_with_who_did_it(
     nobody = await api.log_in("nobody.here")
     assert told.about(nobody) == [event("login_refused") | {"user_id": None}]
     ada = await api.signed_in(number, name)
+    body = {"current_password": NEW, "new_password": f"{NEW}er"}
+    wrong = await api.http.put("/auth/password", json=body, headers=ada.auth)
+    assert told.about(wrong) == [event("password_refused")]
     body = {"current_password": PASSWORD, "new_password": NEW}
     changed = await api.http.put("/auth/password", json=body, headers=ada.auth)
     assert told.about(changed) == [event("password_changed")]
