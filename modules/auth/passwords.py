@@ -4,8 +4,9 @@ import asyncio
 import logging
 import string
 import unicodedata
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -66,7 +67,9 @@ class Passwords:
         self._policy.handler("bcrypt").get_backend()
         self._threads = ThreadPoolExecutor(settings.hash_threads, "password")
         self._most = settings.hash_threads + settings.hash_queue
-        self._waiting = 0
+        self._in_line = 0
+        # While some hash, as many look up what will be hashed next.
+        self._turns = asyncio.Semaphore(2 * settings.hash_threads)
         # Verified when there is no such user, so that both cases do the same work.
         self._nobodys = self._policy.hash("nobody has this password")
 
@@ -77,7 +80,7 @@ class Passwords:
             raise Invalid(FieldError(("body", field), code, message))
 
     async def hash(self, password: str) -> str:
-        """Raises Busy when too many are waiting already."""
+        """The hash to store."""
         return await self._in_thread(lambda: self._policy.hash(normal(password)))
 
     async def verify(
@@ -86,7 +89,6 @@ class Passwords:
         """Whether the password is the one; without a hash the same work says no.
 
         A hash that cannot be read is as good as none; the log says whose (`user_id`).
-        Raises Busy when too many are waiting already.
         """
         verified = await self._in_thread(
             lambda: self._verify(normal(password), password_hash)
@@ -94,6 +96,22 @@ class Passwords:
         if not verified.is_readable:
             log.error("auth.hash_unreadable", extra={"user_id": user_id})
         return verified
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Around all that hashes: few have a turn at a time, and what waits is bounded.
+
+        Else hundreds who sign in at once would take every connection to the database,
+        and all who have signed in before would wait for them. Raises Busy.
+        """
+        if self._in_line >= self._most:
+            raise Busy("Too many people are signing in at this moment.")
+        self._in_line += 1
+        try:
+            async with self._turns:
+                yield
+        finally:
+            self._in_line -= 1
 
     def close(self) -> None:
         """Stop the threads; what is under way ends first."""
@@ -148,14 +166,8 @@ class Passwords:
         return None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        if self._waiting >= self._most:
-            raise Busy("Too many people are signing in at this moment.")
-        self._waiting += 1
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, work)
-        finally:
-            self._waiting -= 1
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, work)
 
 
 def normal(text: str) -> str:

@@ -52,7 +52,7 @@ class Auth:
     async def sign_up(self, username: str, password: str, client: Client) -> User:
         """Make an account for whoever asks. Raises as `register`, TooManyAttempts."""
         self._passwords.check(password, username)
-        async with self._throttle.registering(client):
+        async with self._passwords.turn(), self._throttle.registering(client):
             return await self.register(username, password)
 
     async def register(self, username: str, password: str) -> User:
@@ -70,14 +70,15 @@ class Auth:
         """Open a session.
 
         Raises InvalidGrant, after the same work, for an unknown name, a wrong password
-        and an account that is not active; TooManyAttempts before any work.
+        and an account that is not active; TooManyAttempts before any work; Busy.
         """
-        async with self._db.reading() as session:
-            user = await self._users.find_by_username(session, username)
-        account = username_key(username) if user is None else user.id
-        guess = await self._guess(account, client)
-        async with self._throttle.guessing(guess):
-            return await self._sign_in(username, password, client, guess)
+        async with self._passwords.turn():
+            async with self._db.reading() as session:
+                user = await self._users.find_by_username(session, username)
+            account = username_key(username) if user is None else user.id
+            guess = await self._guess(account, client)
+            async with self._throttle.guessing(guess):
+                return await self._sign_in(username, password, client, guess)
 
     async def _guess(self, account: str | int, client: Client) -> Guess:
         """Reserve a guess for a user's id, or for a name that nobody has."""
@@ -131,19 +132,13 @@ class Auth:
     ) -> None:
         """Replace the password; every other session ends with it.
 
-        Raises WrongPassword, Invalid for the new one, PasswordChanged, TooManyAttempts.
+        Raises WrongPassword, Invalid for the new one, PasswordChanged, TooManyAttempts
+        and Busy.
         """
         self._passwords.check(new, who.username, field="new_password")
-        guess = await self._guess(who.user_id, client)
-        async with self._throttle.guessing(guess):
-            old = await self._verified(who.user_id, current)
-        async with self._db.transaction() as session:
-            await self._throttle.succeeded(session, guess)
-        if (await self._passwords.verify(new, old)).matches:
-            where = ("body", "new_password")
-            message = "Must differ from the current password."
-            raise Invalid(FieldError(where, "same_password", message))
-        made = await self._passwords.hash(new)
+        async with self._passwords.turn():
+            old = await self._verified(who.user_id, current, client)
+            made = await self._another(new, old)
         async with self._db.transaction() as session:
             await repository.lock_account(session, who.user_id)
             if not await repository.replace_password_hash(
@@ -153,14 +148,26 @@ class Auth:
             await repository.revoke_sessions(session, who.user_id, keep=who.session_id)
         log.info("security.password_changed", extra={"user_id": who.user_id})
 
-    async def _verified(self, user_id: int, password: str) -> str:
-        """The password's hash as it is stored. Raises WrongPassword."""
-        async with self._db.reading() as session:
-            found = await repository.password_hash(session, user_id)
-        verified = await self._passwords.verify(password, found, user_id=user_id)
+    async def _another(self, new: str, old: str) -> str:
+        """The hash of a new password; Invalid when it is the one of the old hash."""
+        if (await self._passwords.verify(new, old)).matches:
+            where = ("body", "new_password")
+            message = "Must differ from the current password."
+            raise Invalid(FieldError(where, "same_password", message))
+        return await self._passwords.hash(new)
+
+    async def _verified(self, user_id: int, password: str, client: Client) -> str:
+        """The hash of the right password. Raises WrongPassword, TooManyAttempts."""
+        guess = await self._guess(user_id, client)
+        async with self._throttle.guessing(guess):
+            async with self._db.reading() as session:
+                found = await repository.password_hash(session, user_id)
+            verified = await self._passwords.verify(password, found, user_id=user_id)
         if found is None or not verified.matches:
             log.info("security.password_refused", extra={"user_id": user_id})
             raise WrongPassword
+        async with self._db.transaction() as session:
+            await self._throttle.succeeded(session, guess)
         return found
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from core.db import Database
 from core.testing import Running
-from tests.conftest import Databases, Recorder, served
+from tests.conftest import Databases, Recorder, connected, served
 from tests.support.api import CANARY, PASSWORD, Account, Api, assert_problem
 from tests.support.config import write_config
 from tests.support.hashing import Work
@@ -184,6 +184,32 @@ async def test_T07_credentials_in_a_query_are_not_looked_at_and_not_logged(
         assert any(request_id in line and route in line for line in lines)
     for secret in (PASSWORD, ada.token, ada.username, "access_token"):
         assert not any(secret in line for line in lines)
+
+
+async def test_A09_a_flood_of_logins_leaves_connections_to_everybody_else(
+    databases: Databases, tmp_path: Path
+) -> None:
+    url = await databases.migrated("postgresql")
+    few = "pool_size = 3\npool_wait_seconds = 0.5"
+    one = "hash_threads = 1"
+    file = write_config(tmp_path / "app.toml", url, auth=one, database=few)
+    stuck = text(
+        "SELECT count(*), pg_stat_clear_snapshot() FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    async with served(file) as (_, api), connected(url) as database:
+        ada = await api.account()
+        async with database.transaction() as session:
+            # Nothing can be counted: each login stays where it is, with a connection.
+            await session.execute(text("LOCK TABLE auth_login_attempts"))
+            flood = [
+                asyncio.create_task(api.log_in(f"nobody{n}", "wrong"))
+                for n in range(20)
+            ]
+            while (await session.scalar(stuck) or 0) < 2:
+                await asyncio.sleep(0.01)
+            assert (await api.get("/users/me", ada)).status_code == 200
+        assert {answer.status_code for answer in await asyncio.gather(*flood)} == {401}
 
 
 async def test_A09_C7_a_flood_of_logins_is_bounded_and_stops_nobody_else(
