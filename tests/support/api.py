@@ -98,7 +98,12 @@ class Api:
         self.url = url
         # `verify`: reading the system's certificates takes longer than most tests.
         self.http = httpx.AsyncClient(
-            base_url=url, timeout=30, trust_env=False, verify=False
+            base_url=url,
+            timeout=30,
+            trust_env=False,
+            verify=False,
+            # Less than the server's 5: it could close a connection as we take it again.
+            limits=httpx.Limits(max_connections=100, keepalive_expiry=2),
         )
 
     async def close(self) -> None:
