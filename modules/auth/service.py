@@ -2,8 +2,6 @@
 
 import logging
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from core.client import Client
 from core.db import Database
 from core.errors import Conflict, FieldError, Forbidden, Invalid, Malformed
@@ -15,6 +13,9 @@ from modules.auth.throttle import Guess, Throttle, network_hash
 from modules.users.public import NewUser, User, Users, username_key
 
 log = logging.getLogger(__name__)
+
+# No user has this id: of a name that nobody has, the same statements are made.
+_NOBODY = 0
 
 
 class UnsupportedGrantType(Malformed):
@@ -75,29 +76,28 @@ class Auth:
         async with self._passwords.turn():
             async with self._db.reading() as session:
                 user = await self._users.find_by_username(session, username)
-            account = username_key(username) if user is None else user.id
-            guess = await self._guess(account, client)
+            user_id = _NOBODY if user is None else user.id
+            guess = await self._guess(user_id or username_key(username), client)
             async with self._throttle.guessing(guess):
-                return await self._sign_in(username, password, client, guess)
+                return await self._sign_in(user_id, password, client, guess)
 
     async def _guess(self, account: str | int, client: Client) -> Guess:
         """Reserve a guess for a user's id, or for a name that nobody has."""
-        # Of nobody, too: the same statements for every name.
-        user_id = account if isinstance(account, int) else 0
+        user_id = account if isinstance(account, int) else _NOBODY
         async with self._db.reading() as session:
             place = network_hash(client)
             is_known = await repository.knows_network(session, user_id, place)
         return await self._throttle.guess(account, client, is_known_there=is_known)
 
     async def _sign_in(
-        self, username: str, password: str, client: Client, guess: Guess
+        self, user_id: int, password: str, client: Client, guess: Guess
     ) -> Grant:
         async with self._db.reading() as session:
-            user_id, old = await self._credential(session, username)
+            old = await repository.password_hash(session, user_id)
         verified = await self._passwords.verify(password, old, user_id=user_id)
         if not verified.matches:
             raise _refused(user_id)
-        assert user_id is not None and old is not None
+        assert old is not None
         new = verified.replacement
         async with self._db.transaction() as session:
             is_overtaken = new is not None and (
@@ -113,19 +113,11 @@ class Auth:
                 await self._throttle.succeeded(session, guess)
         if is_overtaken:
             # Another login did it first, or the password was changed: look again.
-            return await self._sign_in(username, password, client, guess)
+            return await self._sign_in(user_id, password, client, guess)
         if grant is None:
             raise _refused(user_id)
         log.info("security.logged_in", extra={"user_id": user_id})
         return grant
-
-    async def _credential(
-        self, session: AsyncSession, username: str
-    ) -> tuple[int | None, str | None]:
-        user = await self._users.find_by_username(session, username)
-        user_id = 0 if user is None else user.id
-        found = await repository.password_hash(session, user_id)
-        return user_id or None, found
 
     async def change_password(
         self, who: Principal, current: str, new: str, client: Client
@@ -171,6 +163,6 @@ class Auth:
         return found
 
 
-def _refused(user_id: int | None) -> InvalidGrant:
-    log.info("security.login_refused", extra={"user_id": user_id})
+def _refused(user_id: int) -> InvalidGrant:
+    log.info("security.login_refused", extra={"user_id": user_id or None})
     return InvalidGrant()
