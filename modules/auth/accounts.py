@@ -35,7 +35,7 @@ class Accounts:
         self._throttle = throttle
 
     async def create_admin(self, username: str, password: str) -> User:
-        """Raises Invalid for the password, UsernameTaken, Busy."""
+        """Raises Invalid for the password, UsernameTaken."""
         self._passwords.check(password, username)
         password_hash = await self._passwords.hash(password)
         async with self._db.transaction() as session:
@@ -67,7 +67,7 @@ class Accounts:
     async def reset_password(self, username: str, password: str) -> User:
         """Give somebody another password; all of their sessions end with the old one.
 
-        Raises UserNotFound, Invalid for the password, Busy.
+        Raises UserNotFound, Invalid for the password.
         """
         async with self._db.reading() as session:
             user = await self._find(session, username)

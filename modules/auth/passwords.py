@@ -47,7 +47,7 @@ class Verified:
 
 
 class Passwords:
-    """Hashes and verifies in a few threads of its own; what waits is bounded.
+    """Hashes and verifies in a few threads of its own; `turn` bounds what waits.
 
     argon2 frees the interpreter while it works, so nothing else has to stand still.
     """

@@ -51,13 +51,16 @@ class Auth:
         self._sessions = sessions
 
     async def sign_up(self, username: str, password: str, client: Client) -> User:
-        """Make an account for whoever asks. Raises as `register`, TooManyAttempts."""
+        """Make an account for whoever asks.
+
+        Raises as `register`, TooManyAttempts, and Busy when too many hash already.
+        """
         self._passwords.check(password, username)
         async with self._passwords.turn(), self._throttle.registering(client):
             return await self.register(username, password)
 
     async def register(self, username: str, password: str) -> User:
-        """Make an account. Raises Invalid for the password, UsernameTaken, Busy."""
+        """Make an account. Raises Invalid for the password, UsernameTaken."""
         self._passwords.check(password, username)
         password_hash = await self._passwords.hash(password)
         async with self._db.transaction() as session:
