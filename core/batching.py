@@ -1,7 +1,8 @@
 """Natural batching: work that arrives while a batch is under way shares the next one.
 
 There is no timer, so a lone piece of work waits for nobody; and the busier it gets, the
-less each piece costs.
+less each piece costs. Reads and writes alike: what is written is there when its waiter
+is told so.
 """
 
 import asyncio
@@ -20,34 +21,43 @@ Waiter = tuple[K, asyncio.Future[R | None]]
 
 
 class Batcher(Generic[K, R]):
-    """Looks keys up together: `look_up` is given many and returns what it found.
+    """Does work together: `work` is given many keys and returns what came of them.
 
-    Results go to whoever waits by key, never by position. A waiter joins only a batch
-    that is not sent yet, so what it is told is never older than its own request. An
-    error that is nobody's in particular splits a batch in halves, until it is the error
-    of one key; being unavailable is everybody's at once.
+    Results go to whoever waits by key, never by position; of equal keys all waiters
+    get the same one, so what must happen once for each has keys that differ. A waiter
+    joins only a batch that is not sent yet, so what it is told is never older than its
+    own request. An error that is nobody's in particular splits a batch in halves, until
+    it is the error of one key; being unavailable is everybody's at once.
     """
 
     def __init__(
         self,
-        look_up: Callable[[Sequence[K]], Awaitable[Mapping[K, R]]],
+        work: Callable[[Sequence[K]], Awaitable[Mapping[K, R]]],
         *,
+        again: Callable[[Sequence[K]], Awaitable[Mapping[K, R]]] | None = None,
         most: int = 1_000,
         longest_queue: int = 20_000,
         seconds: float = 3.0,
     ) -> None:
-        """`most` keys share a batch, which has so many `seconds` for itself."""
-        self._look_up = look_up
+        """`most` keys share a batch, which has so many `seconds` for itself.
+
+        A connection that dies may or may not have done its work; so may a deadlock end
+        it. `again`, if given, is then tried once, and must know what is done already.
+        """
+        self._do = work
+        self._again = again
         self._most = most
         self._longest_queue = longest_queue
         self._seconds = seconds
         self._waiting: list[Waiter[K, R]] = []
         self._worker: asyncio.Task[None] | None = None
 
-    async def find(self, key: K) -> R | None:
-        """What was found for the key, None for nothing.
+    def submit(self, key: K) -> asyncio.Future[R | None]:
+        """Put a key in line, without awaiting: no cancellation comes before that.
 
-        Raises what `look_up` raises; Busy when too many wait, or for too long.
+        The future is of what came of it, None for nothing. It fails with what the work
+        raised, or with Busy when it took too long. Cancel it before its batch is sent,
+        and nothing is done for it. Raises Busy when too many wait.
         """
         if len(self._waiting) >= self._longest_queue:
             raise Busy
@@ -55,8 +65,12 @@ class Batcher(Generic[K, R]):
         self._waiting.append((key, future))
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
+        return future
+
+    async def find(self, key: K) -> R | None:
+        """What comes of the key; raises what `submit` and its future do."""
         # Being cancelled here cancels the future, and nothing else.
-        return await future
+        return await self.submit(key)
 
     async def drain(self) -> None:
         """Wait until nothing is under way."""
@@ -77,7 +91,7 @@ class Batcher(Generic[K, R]):
             return
         try:
             async with asyncio.timeout(self._seconds):
-                found = await self._look_up(list(dict.fromkeys(k for k, _ in batch)))
+                found = await self._tried(list(dict.fromkeys(k for k, _ in batch)))
         except TimeoutError:
             _fail(batch, Busy())
         except Unavailable as error:
@@ -93,6 +107,14 @@ class Batcher(Generic[K, R]):
             for key, future in batch:
                 if not future.done():
                     future.set_result(found.get(key))
+
+    async def _tried(self, keys: Sequence[K]) -> Mapping[K, R]:
+        try:
+            return await self._do(keys)
+        except Unavailable:
+            if self._again is None:
+                raise
+        return await self._again(keys)
 
 
 def _fail(batch: Sequence[Waiter[K, R]], error: Exception) -> None:

@@ -258,12 +258,15 @@ class Database:
 
         On PostgreSQL that saves two round trips. Raises as `transaction` does.
         """
-        if self.dialect == "sqlite":
-            async with _translated(), self._writer.begin() as connection:
-                yield connection
-        else:
-            async with _translated(), self._reader.connect() as connection:
-                yield connection
+        one = self.work() if self.dialect == "sqlite" else self.query()
+        async with one as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def work(self) -> AsyncIterator[AsyncConnection]:
+        """The same for several statements, committed together at the block's end."""
+        async with _translated(), self._writer.begin() as connection:
+            yield connection
 
     @asynccontextmanager
     async def query(self) -> AsyncIterator[AsyncConnection]:

@@ -16,6 +16,8 @@ class DomainError(Exception):
     code: ClassVar[str] = "error"
     title: ClassVar[str] = "Something went wrong."
     retry_after_seconds: int | None = None
+    is_replayed: bool = False
+    """It is what came of an earlier request that was sent once more."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -87,8 +89,23 @@ class UnsupportedMedia(DomainError):
     code = "unsupported_media_type"
 
 
+@dataclass(frozen=True)
+class RateLimit:
+    """What is left of a limit; without a window it is of what goes on at a time."""
+
+    name: str
+    most: int
+    unit: str
+    remaining: int
+    window_seconds: int | None = None
+    resets_in_seconds: int | None = None
+
+
 class TooMany(DomainError):
     """There were too many of these from you."""
+
+    limits: tuple[RateLimit, ...] = ()
+    """All that hold for whoever asked, when that is worth telling."""
 
 
 class HeadersTooLarge(DomainError):

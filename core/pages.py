@@ -38,27 +38,39 @@ class Page(BaseModel, Generic[T]):
     )
 
 
-def encode_cursor(kind: str, last_id: int) -> str:
-    """Make the opaque text that continues after `last_id` in the list called `kind`."""
-    return base64.urlsafe_b64encode(f"{kind}:{last_id}".encode()).decode().rstrip("=")
+def encode_cursor(kind: str, *place: int) -> str:
+    """Make the opaque text that continues after a place in the list called `kind`."""
+    written = ":".join((kind, *map(str, place)))
+    return base64.urlsafe_b64encode(written.encode()).decode().rstrip("=")
 
 
-def decode_cursor(kind: str, cursor: str | None) -> int | None:
-    """Return the id to continue after. Invalid when this list never gave the cursor."""
+def decode_cursor(
+    kind: str, cursor: str | None, *, numbers: int = 1
+) -> tuple[int, ...] | None:
+    """Return the place, so many numbers, to continue after.
+
+    Raises Invalid when this list never gave the cursor.
+    """
     if cursor is None:
         return None
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
-        found, _, last = base64.urlsafe_b64decode(padded).decode().partition(":")
-        last_id = int(last)
+        found, *written = base64.urlsafe_b64decode(padded).decode().split(":")
+        place = tuple(map(int, written))
         # Only our own spelling passes: no other alphabet, padding or leading zeros.
-        is_ours = found == kind and encode_cursor(kind, last_id) == cursor
-        if is_ours and 0 < last_id <= LARGEST_ID:
-            return last_id
+        is_ours = found == kind and encode_cursor(kind, *place) == cursor
+        is_in_range = all(0 < number <= LARGEST_ID for number in place)
+        if is_ours and is_in_range and len(place) == numbers:
+            return place
     except (binascii.Error, ValueError):
         pass
+    raise invalid_cursor()
+
+
+def invalid_cursor() -> Invalid:
+    """The list never gave this cursor."""
     message = "Must be the next_cursor of an earlier page of this list."
-    raise Invalid(FieldError(("query", "cursor"), "invalid_cursor", message))
+    return Invalid(FieldError(("query", "cursor"), "invalid_cursor", message))
 
 
 def cut_page(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:

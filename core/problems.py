@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MOST_ERRORS = 32
+REPLAYED = {"Idempotency-Replayed": "true"}
+"""The header of whatever was answered before, and is not done again."""
 
 STATUS: Mapping[type[DomainError], int] = {
     errors.Malformed: 400,
@@ -114,7 +116,28 @@ def problem_response(error: DomainError, request_id: str) -> Response:
         headers["WWW-Authenticate"] = f"Bearer{reason}"
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.is_replayed:
+        headers |= REPLAYED
+    if isinstance(error, errors.TooMany) and error.limits:
+        headers |= _limit_headers(error.limits)
     return _response(problem_document(error, request_id), headers)
+
+
+def _limit_headers(limits: Iterable[errors.RateLimit]) -> dict[str, str]:
+    """As draft-ietf-httpapi-ratelimit-headers-10 writes them."""
+    policies, states = [], []
+    for limit in limits:
+        policy = f'"{limit.name}";q={limit.most}'
+        if limit.unit != "requests":
+            policy += f';qu="{limit.unit}"'
+        if limit.window_seconds is not None:
+            policy += f";w={limit.window_seconds}"
+        policies.append(policy)
+        state = f'"{limit.name}";r={limit.remaining}'
+        if limit.resets_in_seconds is not None:
+            state += f";t={limit.resets_in_seconds}"
+        states.append(state)
+    return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(states)}
 
 
 def _response(document: dict[str, Any], headers: dict[str, str]) -> Response:

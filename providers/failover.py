@@ -71,6 +71,11 @@ class FailoverChat:
         self._settings = settings
         self._timing = timing or Timing()
 
+    @property
+    def deadline_seconds(self) -> float:
+        """The whole request's: queue, retries and fallbacks included."""
+        return self._settings.deadline_seconds
+
     async def answer(self, content: str, progress: Progress) -> Answer:
         """Ask one provider after the other until one answers, within one deadline."""
         request = ChatRequest(

@@ -170,6 +170,10 @@ class Progress:
 class Chat(Protocol):
     """Whatever the operator has configured to answer."""
 
+    @property
+    def deadline_seconds(self) -> float:
+        """After how long there is an answer, or none."""
+
     async def answer(self, content: str, progress: Progress) -> Answer:
         """Raises the ProviderError of the last provider that was tried."""
 

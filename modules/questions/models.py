@@ -1,10 +1,20 @@
-"""The table of questions."""
+"""The tables of questions, and of what has been used of the limits."""
 
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, CheckConstraint, ForeignKey, Identity, Index, String, Text
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    Date,
+    ForeignKey,
+    Identity,
+    Index,
+    String,
+    Text,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.db import Base, BigId, UtcDateTime, db_now
@@ -41,6 +51,13 @@ class QuestionRow(Base):
         CheckConstraint(
             "length(idempotency_key) BETWEEN 1 AND 255", name="idempotency_key_length"
         ),
+        CheckConstraint(
+            "length(client_key) BETWEEN 1 AND 255", name="client_key_length"
+        ),
+        CheckConstraint(
+            "(client_key IS NULL) = (fingerprint IS NULL)",
+            name="client_key_fingerprint",
+        ),
         {"sqlite_autoincrement": True},
     )
 
@@ -59,20 +76,89 @@ class QuestionRow(Base):
     completion_tokens: Mapped[int | None]
     finish_reason: Mapped[str | None] = mapped_column(String(16))
     error_code: Mapped[str | None] = mapped_column(String(64))
+    # Made by us for every question: after a connection died, it tells whether the row
+    # was stored all the same.
     idempotency_key: Mapped[str] = mapped_column(String(255))
+    # The Idempotency-Key that a client sent, as long as it counts, and what with.
+    client_key: Mapped[str | None] = mapped_column(String(255))
+    fingerprint: Mapped[str | None] = mapped_column(String(64))
     asked_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=db_now())
     answered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # Pending after that: whoever asks is dead. An older release does not set it.
+    deadline_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # Who was asked, in order; not set before they have been, or by an older release.
     attempts: Mapped[list[dict[str, Any]] | None] = mapped_column(
         JSON(none_as_null=True)
     )
 
 
-# "The last three" of anybody costs the same however long the history is.
-Index("ix_questions_user_id_id", QuestionRow.user_id, QuestionRow.id.desc())
-Index(
-    "uq_questions_user_id_idempotency_key",
+class UsageRow(Base):
+    """What somebody has used of their limits; deleting questions gives nothing back."""
+
+    __tablename__ = "questions_usage"
+
+    user_id: Mapped[int] = mapped_column(
+        BigId, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True
+    )
+    # In UTC: the one that both counts below are of.
+    day: Mapped[date] = mapped_column(Date)
+    questions: Mapped[int]
+    tokens: Mapped[int] = mapped_column(BigId)
+    # A minute begins with its first question.
+    minute_ends_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    minute_questions: Mapped[int]
+
+
+class BudgetRow(Base):
+    """What all have used of the service's budget on one day; none without a budget."""
+
+    __tablename__ = "questions_budget"
+
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    questions: Mapped[int] = mapped_column(BigId)
+    tokens: Mapped[int] = mapped_column(BigId)
+
+
+def _index(name: str, *columns: Any, only: str = "", unique: bool = False) -> None:
+    """`only` the rows of which that is true."""
+    where = text(only) if only else None
+    Index(
+        f"{'uq' if unique else 'ix'}_questions_{name}",
+        *columns,
+        unique=unique,
+        postgresql_where=where,
+        sqlite_where=where,
+    )
+
+
+_NEWEST_FIRST = (QuestionRow.asked_at.desc(), QuestionRow.id.desc())
+_HAS_ENDED_BADLY = "status IN ('failed', 'interrupted')"
+
+# "The last three" of anybody costs the same however long the history is; so does a page
+# of an administrator's list, whatever it is narrowed to. Nearly all questions are
+# answered: those need no index of their own, and the others cost them nothing.
+_index("user_id_asked_at", QuestionRow.user_id, *_NEWEST_FIRST)
+_index("asked_at", *_NEWEST_FIRST)
+_index("ended_badly", QuestionRow.status, *_NEWEST_FIRST, only=_HAS_ENDED_BADLY)
+_index(
+    "user_id_ended_badly",
+    QuestionRow.user_id,
+    QuestionRow.status,
+    *_NEWEST_FIRST,
+    only=_HAS_ENDED_BADLY,
+)
+_index("pending", QuestionRow.user_id, only="status = 'pending'")
+_index(
+    "user_id_idempotency_key",
     QuestionRow.user_id,
     QuestionRow.idempotency_key,
     unique=True,
 )
+_index(
+    "user_id_client_key",
+    QuestionRow.user_id,
+    QuestionRow.client_key,
+    only="client_key IS NOT NULL",
+    unique=True,
+)
+_index("client_key_asked_at", QuestionRow.asked_at, only="client_key IS NOT NULL")

@@ -1,26 +1,56 @@
 """How questions plug into the application."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from core.module import Module, ModuleContext, Record
 from modules.questions.settings import QuestionSettings
 
+_REAPED_EVERY_SECONDS = 20
+_FORGOTTEN_EVERY_SECONDS = 10 * 60
+_REMOVED_EVERY_SECONDS = 60 * 60
+
 
 @asynccontextmanager
 async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
-    """Offer `Questions` to the routes; store what is still to be stored at the end."""
+    """Offer `Asking` and `Questions`; see all that was asked to its end."""
     # Imported here, so that the command line's help stays fast.
+    from core.periodic import repeating
+    from modules.questions.asking import Asking
+    from modules.questions.limits import Limits
     from modules.questions.service import Questions
+    from modules.questions.upkeep import Upkeep
+    from modules.users.public import Users
     from providers.public import Chat
 
+    database = context.database
     settings = context.settings.section(QuestionSettings)
-    questions = Questions(context.database, context.services.get(Chat), settings)
-    context.services.add(Questions, questions)
-    try:
+    asking = Asking(database, context.services.get(Chat), settings)
+    context.services.add(Asking, asking)
+    context.services.add(Limits, Limits(database, settings))
+    context.services.add(Questions, Questions(database, asking, settings))
+    upkeep = Upkeep(database, settings)
+    context.services.add(Upkeep, upkeep)
+    context.services.get(Users).when_deleted(asking.withdraw_all)
+
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(asking.drain)
+        if context.is_serving:
+            if database.sqlite_path is not None:
+                # Whatever is pending was left by a server that is no more.
+                await upkeep.interrupt_all()
+            # Apart: one that fails again and again must not hinder the other.
+            for what, work, seconds in (
+                (
+                    "questions.interrupt",
+                    upkeep.interrupt_overdue,
+                    _REAPED_EVERY_SECONDS,
+                ),
+                ("questions.forget_keys", upkeep.forget_keys, _FORGOTTEN_EVERY_SECONDS),
+                ("questions.remove_old", upkeep.remove_old, _REMOVED_EVERY_SECONDS),
+            ):
+                await stack.enter_async_context(repeating(what, work, seconds=seconds))
         yield
-    finally:
-        await questions.drain()
 
 
 async def every_question(

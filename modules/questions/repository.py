@@ -1,136 +1,116 @@
 """Statements about questions; each returns rows or None."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from sqlalchemy import (
-    Boolean,
+    ColumnElement,
     Select,
+    SQLColumnExpression,
     Table,
-    bindparam,
-    case,
+    delete,
+    exists,
+    func,
+    literal,
+    literal_column,
     select,
-    text,
+    tuple_,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from core.db import among, db_now
-from modules.questions.models import QuestionRow, Status
+from core.db import BigId, UtcDateTime, among, db_after, db_now
+from modules.questions.models import BudgetRow, QuestionRow, Status, UsageRow
 from modules.users.public import ACCOUNTS
 
 _T = cast(Table, QuestionRow.__table__)
-_COLUMNS = tuple(column for column in _T.c if column.key != "idempotency_key")
+_INTERNAL = ("idempotency_key", "client_key", "fingerprint", "deadline_at")
+_COLUMNS = tuple(column for column in _T.c if column.key not in _INTERNAL)
+_NEWEST_FIRST = (QuestionRow.asked_at.desc(), QuestionRow.id.desc())
+# Of an older release, which sets no deadline. Longer than any that can be configured.
+_LONG_ASKED_SECONDS = 2 * 60 * 60
+_place = tuple_(QuestionRow.asked_at, QuestionRow.id)
+_HAS_CLIENT_KEY = QuestionRow.client_key.is_not(None)
 
-# All who ask at the same moment share one statement, so it takes its rows as JSON. What
-# it does not return was refused: the account is gone or not active.
-_ADD = """
-WITH input AS ({rows}),
-asker AS (
-    SELECT id FROM users
-    WHERE is_active AND id IN (SELECT user_id FROM input)
-    ORDER BY id {lock}
-)
-INSERT INTO questions (user_id, content, idempotency_key)
-SELECT input.user_id, input.content, input.idempotency_key
-FROM input JOIN asker ON asker.id = input.user_id
-ORDER BY input.n
-RETURNING idempotency_key, id
-"""
-_ADD_ALL = {
-    "postgresql": text(
-        _ADD.format(
-            rows=(
-                "SELECT CAST(value->>0 AS bigint) AS user_id, value->>1 AS content,"
-                " value->>2 AS idempotency_key, n"
-                " FROM jsonb_array_elements(CAST(:rows AS jsonb))"
-                " WITH ORDINALITY AS given(value, n)"
-            ),
-            # Whoever deletes an account waits for us, or we find it gone.
-            lock="FOR KEY SHARE",
-        )
-    ),
-    "sqlite": text(
-        _ADD.format(
-            rows=(
-                "SELECT json_extract(value, '$[0]') AS user_id,"
-                " json_extract(value, '$[1]') AS content,"
-                " json_extract(value, '$[2]') AS idempotency_key, key AS n"
-                " FROM json_each(:rows)"
-            ),
-            lock="",
-        )
-    ),
-}
-_OUTCOME = (
-    "status",
-    "answer",
-    "provider",
-    "model",
-    "prompt_tokens",
-    "completion_tokens",
-    "finish_reason",
-    "error_code",
-    "attempts",
-)
-# Built once, and of the table: an entity costs more.
-_SETTLE = (
-    update(_T)
-    .where(_T.c.id == bindparam("question"), _T.c.status == Status.PENDING)
-    .values(
-        {name: bindparam(f"new_{name}", type_=_T.c[name].type) for name in _OUTCOME}
-        | {"answered_at": case((bindparam("is_answered", type_=Boolean), db_now()))}
-    )
-    .returning(*_COLUMNS)
-)
+Place = tuple[datetime, int]
+"""When a question was asked, and its id: where it stands in a list."""
 
 
 @dataclass(frozen=True, slots=True)
-class NewQuestion:
-    """A question to store; its key is unlike every other of its asker."""
+class Used:
+    """What somebody has used of the limits, and all of them together."""
 
-    user_id: int
-    content: str
-    idempotency_key: str
-
-
-async def add_all(
-    connection: AsyncConnection, questions: Sequence[NewQuestion]
-) -> dict[NewQuestion, int]:
-    """Store pending questions; the ids of those whose asker is there and active."""
-    rows = json.dumps([astuple(question) for question in questions])
-    statement = _ADD_ALL[connection.dialect.name]
-    added = {
-        row.idempotency_key: row.id
-        for row in await connection.execute(statement, {"rows": rows})
-    }
-    # By key, never by position: one person must not get another's row.
-    return {
-        question: added[question.idempotency_key]
-        for question in questions
-        if question.idempotency_key in added
-    }
+    now: datetime
+    in_flight: int
+    minute_questions: int
+    minute_ends_at: datetime | None
+    """None when no minute has begun that lasts."""
+    questions: int
+    tokens: int
+    all_questions: int
+    all_tokens: int
 
 
-async def settle(
-    connection: AsyncConnection, question_id: int, outcome: Mapping[str, Any]
+async def used(session: AsyncSession, user_id: int) -> Used:
+    """What is counted at this moment; days are of UTC."""
+    pending = select(func.count()).where(
+        QuestionRow.user_id == user_id, QuestionRow.status == _literal(Status.PENDING)
+    )
+    now, in_flight = (
+        await session.execute(select(db_now(), pending.scalar_subquery()))
+    ).one()
+    today = now.astimezone(UTC).date()
+    own = await session.get(UsageRow, user_id)
+    is_today = own is not None and own.day == today
+    is_minute = own is not None and own.minute_ends_at > now
+    budget = await session.get(BudgetRow, today)
+    return Used(
+        now=now,
+        in_flight=in_flight,
+        minute_questions=own.minute_questions if own and is_minute else 0,
+        minute_ends_at=own.minute_ends_at if own and is_minute else None,
+        questions=own.questions if own and is_today else 0,
+        tokens=own.tokens if own and is_today else 0,
+        all_questions=budget.questions if budget else 0,
+        all_tokens=budget.tokens if budget else 0,
+    )
+
+
+async def find_by_keys(
+    session: AsyncSession, user_ids: Sequence[int], keys: Sequence[str]
+) -> Sequence[Any]:
+    """The questions that were stored with these keys of our own."""
+    dialect = session.get_bind().dialect.name
+    statement = select(_T.c.id, _T.c.asked_at, _T.c.idempotency_key).where(
+        among(QuestionRow.user_id, user_ids, dialect),
+        QuestionRow.idempotency_key.in_(keys),
+    )
+    return (await session.execute(statement)).all()
+
+
+async def find_by_client_key(
+    session: AsyncSession, user_id: int, client_key: str
 ) -> Any | None:
-    """Move a pending question to a final state; None when it is pending no more."""
-    is_answered = outcome["status"] == Status.ANSWERED
-    given = {f"new_{name}": outcome.get(name) for name in _OUTCOME}
-    given |= {"question": question_id, "is_answered": is_answered}
-    return (await connection.execute(_SETTLE, given)).one_or_none()
+    """The question that a client sent with this key, with its `fingerprint`."""
+    statement = select(*_COLUMNS, _T.c.fingerprint).where(
+        QuestionRow.user_id == user_id, QuestionRow.client_key == client_key
+    )
+    return (await session.execute(statement)).one_or_none()
+
+
+async def may_ask(session: AsyncSession, user_id: int) -> bool:
+    """Whether the account is there and active."""
+    account = select(ACCOUNTS.c.is_active).where(ACCOUNTS.c.id == user_id)
+    return bool(await session.scalar(account))
 
 
 def newest_of(user_id: int, size: int) -> Select[Any]:
     """The statement of "the last three"; the index has its very order."""
-    # Not `==`: PostgreSQL would drop user_id from the order, and might then walk the
-    # primary key through everybody's newer questions to find the few of one person.
-    mine = select(*_COLUMNS).where(QuestionRow.user_id.between(user_id, user_id))
-    return mine.order_by(QuestionRow.user_id, QuestionRow.id.desc()).limit(size)
+    owner = QuestionRow.user_id
+    mine = select(*_COLUMNS).where(_only(owner, user_id))
+    return mine.order_by(owner, *_NEWEST_FIRST).limit(size)
 
 
 async def newest(session: AsyncSession, user_id: int, size: int) -> Sequence[Any]:
@@ -138,17 +118,15 @@ async def newest(session: AsyncSession, user_id: int, size: int) -> Sequence[Any
 
 
 async def older(
-    session: AsyncSession, user_id: int, *, before: int | None, limit: int
+    session: AsyncSession, user_id: int, *, before: Place | None, limit: int
 ) -> Sequence[Any]:
-    """A user's questions from before the one of this id, newest first."""
-    # Of a list of one, for the reason above: but here every page but the first begins
-    # in the middle, which a range of users would have to be read up to.
+    """A user's questions from before that place, newest first."""
+    # Of a list of one, for the reason that `_only` gives: but here every page but the
+    # first begins in the middle, which a range of users would have to be read up to.
     dialect = session.get_bind().dialect.name
     mine = select(*_COLUMNS).where(among(QuestionRow.user_id, [user_id], dialect))
-    statement = mine.order_by(QuestionRow.user_id, QuestionRow.id.desc()).limit(limit)
-    if before is not None:
-        statement = statement.where(QuestionRow.id < before)
-    return (await session.execute(statement)).all()
+    ordered = mine.order_by(QuestionRow.user_id, *_NEWEST_FIRST).limit(limit)
+    return (await session.execute(_from(ordered, before))).all()
 
 
 async def find(
@@ -161,31 +139,150 @@ async def find(
     return (await session.execute(statement)).one_or_none()
 
 
-async def page(
-    session: AsyncSession,
+def page_of(
     *,
-    after: int | None,
+    after: Place | None,
     limit: int,
     user_id: int | None,
     status: Status | None,
     asked_from: datetime | None,
     asked_before: datetime | None,
-) -> Sequence[Any]:
-    """Anybody's questions with their asker's user name, newest first."""
-    statement = (
-        select(*_COLUMNS, ACCOUNTS.c.username)
-        .join(ACCOUNTS, ACCOUNTS.c.id == QuestionRow.user_id)
-        .order_by(QuestionRow.id.desc())
-        .limit(limit)
+) -> Select[Any]:
+    """The statement of a page of anybody's questions; an index has its very order."""
+    statement = select(*_COLUMNS, ACCOUNTS.c.username).join(
+        ACCOUNTS, ACCOUNTS.c.id == QuestionRow.user_id
     )
-    if after is not None:
-        statement = statement.where(QuestionRow.id < after)
+    order: list[SQLColumnExpression[Any]] = []
     if user_id is not None:
-        statement = statement.where(QuestionRow.user_id == user_id)
+        statement = statement.where(_only(QuestionRow.user_id, user_id))
+        order.append(QuestionRow.user_id)
     if status is not None:
-        statement = statement.where(QuestionRow.status == status)
+        statement = statement.where(QuestionRow.status == _literal(status))
     if asked_from is not None:
         statement = statement.where(QuestionRow.asked_at >= asked_from)
     if asked_before is not None:
         statement = statement.where(QuestionRow.asked_at < asked_before)
+    return _from(statement.order_by(*order, *_NEWEST_FIRST).limit(limit), after)
+
+
+async def page(session: AsyncSession, **filters: Any) -> Sequence[Any]:
+    """Anybody's questions with their asker's user name, newest first."""
+    return (await session.execute(page_of(**filters))).all()
+
+
+async def remove(session: AsyncSession, question_id: int, user_id: int) -> bool:
+    """Erase somebody's own question; False when there is none."""
+    statement = delete(QuestionRow).where(
+        QuestionRow.id == question_id, QuestionRow.user_id == user_id
+    )
+    return (await session.scalar(statement.returning(QuestionRow.id))) is not None
+
+
+async def interrupt_overdue(
+    session: AsyncSession, code: str, *, limit: int, is_sole: bool
+) -> Sequence[int]:
+    """End what nobody answers any more; their ids, `limit` at most.
+
+    `is_sole`: no server but this one, which asks nothing yet, could answer them.
+    """
+    pending = select(QuestionRow.id).where(
+        QuestionRow.status == _literal(Status.PENDING)
+    )
+    if not is_sole:
+        long_asked = QuestionRow.asked_at < db_after(-_LONG_ASKED_SECONDS)
+        overdue = func.coalesce(QuestionRow.deadline_at < db_now(), long_asked)
+        pending = pending.where(overdue)
+    # What is settled or deleted at this moment is left alone.
+    found = pending.limit(limit).with_for_update(skip_locked=True)
+    statement = (
+        update(QuestionRow)
+        .where(QuestionRow.id.in_(found))
+        .values(status=Status.INTERRUPTED, error_code=code)
+        .returning(QuestionRow.id)
+    )
+    return (await session.scalars(statement)).all()
+
+
+async def forget_client_keys(
+    session: AsyncSession, *, seconds_ago: int, limit: int
+) -> int:
+    """Forget keys that were sent so long ago; how many, `limit` at most."""
+    old = (
+        select(QuestionRow.id)
+        .where(_HAS_CLIENT_KEY, QuestionRow.asked_at < db_after(-seconds_ago))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    statement = (
+        update(QuestionRow)
+        .where(QuestionRow.id.in_(old))
+        .values(client_key=None, fingerprint=None)
+        .returning(QuestionRow.id)
+    )
+    return len((await session.scalars(statement)).all())
+
+
+async def oldest(
+    session: AsyncSession, *, after: Place | None, seconds_ago: int, limit: int
+) -> Sequence[Any]:
+    """Places of questions that were asked so long ago, from the oldest on."""
+    statement = (
+        select(QuestionRow.asked_at, QuestionRow.id)
+        .where(QuestionRow.asked_at < db_after(-seconds_ago))
+        .order_by(QuestionRow.asked_at, QuestionRow.id)
+        .limit(limit)
+    )
+    if after is not None:
+        statement = statement.where(_place > _given(after))
     return (await session.execute(statement)).all()
+
+
+async def remove_old(
+    session: AsyncSession, ids: Sequence[int], *, but_newest: int
+) -> int:
+    """Erase these unless they are pending or among the `but_newest` of their askers."""
+    dialect = session.get_bind().dialect.name
+    doomed = select(QuestionRow.id).where(
+        among(QuestionRow.id, ids, dialect), QuestionRow.status != Status.PENDING
+    )
+    if but_newest:
+        newer = _T.alias("newer")
+        enough_newer = (
+            select(newer.c.id)
+            .where(
+                newer.c.user_id == QuestionRow.user_id,
+                tuple_(newer.c.asked_at, newer.c.id) > _place,
+            )
+            .offset(but_newest - 1)
+            .limit(1)
+        )
+        doomed = doomed.where(exists(enough_newer.correlate(QuestionRow)))
+    locked = doomed.with_for_update(skip_locked=True)
+    statement = delete(QuestionRow).where(QuestionRow.id.in_(locked))
+    return len((await session.scalars(statement.returning(QuestionRow.id))).all())
+
+
+def _only(column: SQLColumnExpression[int], value: int) -> ColumnElement[bool]:
+    """The rows of one value, which the order may begin with all the same.
+
+    Of `==` PostgreSQL knows that ordering by it is vain. It might then walk another
+    index, through everybody's newer questions, to find the few of one person.
+    """
+    return column.between(value, value)
+
+
+def _literal(status: Status) -> ColumnElement[str]:
+    """In the statement itself: or no plan could know that a partial index will do."""
+    return literal_column(f"'{status}'")
+
+
+def _from(statement: Select[Any], place: Place | None) -> Select[Any]:
+    """What comes after a place in a list, newest first."""
+    if place is None:
+        return statement
+    return statement.where(_place < _given(place))
+
+
+def _given(place: Place) -> ColumnElement[Any]:
+    asked_at, question_id = place
+    return tuple_(literal(asked_at, UtcDateTime), literal(question_id, BigId))

@@ -1,57 +1,89 @@
 """Ask, and see what became of what was asked. Each question stands alone."""
 
 import asyncio
+from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
-from starlette.responses import Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from core.http import CurrentCaller
 from core.pages import CursorText, Page, PageLimit
-from core.problems import problem_responses
+from core.problems import REPLAYED, problem_responses
 from core.security import AdminsOnly, CurrentAdmin, CurrentUser, log_admin_read
 from core.services import service
 from core.text import Id, Moment
+from modules.questions.asking import Asking
+from modules.questions.domain import (
+    Abandoned,
+    IdempotencyKeyReused,
+    NotStored,
+    OwnerLost,
+    QuestionNotFound,
+    QuestionWithdrawn,
+    RequestInProgress,
+    ServerShutdown,
+)
+from modules.questions.keys import InvalidIdempotencyKey, RequestKey
+from modules.questions.limits import LIMIT_ERRORS, Limits
 from modules.questions.models import Status
 from modules.questions.schemas import (
+    REPLAY_HEADER,
     STREAM_RESPONSE,
     AskQuestion,
+    LimitsRead,
     QuestionListed,
     QuestionRead,
 )
-from modules.questions.service import (
-    Filters,
-    NotStored,
-    QuestionNotFound,
-    Questions,
-    QuestionWithdrawn,
-    ServerShutdown,
-)
+from modules.questions.service import Filters, Questions
 from modules.questions.streaming import EventStream, LiveAnswer, begun
 from providers.public import PROVIDER_ERRORS
 
 router = APIRouter(prefix="/questions", tags=["questions"])
-Asks = Annotated[Questions, Depends(service(Questions))]
+Asks = Annotated[Asking, Depends(service(Asking))]
+Stored = Annotated[Questions, Depends(service(Questions))]
+_ASKING_ERRORS = (
+    *PROVIDER_ERRORS,
+    *LIMIT_ERRORS,
+    Abandoned,
+    IdempotencyKeyReused,
+    InvalidIdempotencyKey,
+    NotStored,
+    OwnerLost,
+    QuestionWithdrawn,
+    RequestInProgress,
+    ServerShutdown,
+)
 
 
 @router.post(
     "",
     status_code=201,
     summary="Ask a question",
-    responses=problem_responses(
-        *PROVIDER_ERRORS, QuestionWithdrawn, NotStored, ServerShutdown
-    ),
+    responses=problem_responses(*_ASKING_ERRORS) | REPLAY_HEADER,
 )
 async def ask(
-    body: AskQuestion, who: CurrentUser, caller: CurrentCaller, asks: Asks
+    body: AskQuestion,
+    who: CurrentUser,
+    caller: CurrentCaller,
+    key: RequestKey,
+    asks: Asks,
+    response: Response,
 ) -> QuestionRead:
     """Ask a question and wait for its answer.
 
     The question is stored before the model is asked; a problem that comes after that
     carries its `question_id`. Hang up, and the model is no longer asked.
+
+    With an `Idempotency-Key` of your own making it is safe to send the same request
+    again, for 24 hours at least: nothing is asked twice, and what came of it, a problem
+    too, is told once more with `Idempotency-Replayed: true`.
     """
-    question = await asks.ask(who.user_id, body.content, caller.unless_gone)
-    return QuestionRead.model_validate(question)
+    asked = await asks.ask(
+        who.user_id, body.content, caller.unless_gone, key=key, route="POST /questions"
+    )
+    if asked.is_replayed:
+        response.headers.update(REPLAYED)
+    return QuestionRead.model_validate(asked.question)
 
 
 @router.post(
@@ -60,13 +92,15 @@ async def ask(
     status_code=200,
     summary="Ask a question and read the answer as it comes",
     response_class=EventStream,
-    responses=problem_responses(
-        *PROVIDER_ERRORS, QuestionWithdrawn, NotStored, ServerShutdown
-    )
-    | STREAM_RESPONSE,
+    responses=problem_responses(*_ASKING_ERRORS) | STREAM_RESPONSE,
 )
 async def ask_and_read(
-    body: AskQuestion, who: CurrentUser, caller: CurrentCaller, asks: Asks
+    body: AskQuestion,
+    who: CurrentUser,
+    caller: CurrentCaller,
+    key: RequestKey,
+    asks: Asks,
+    stored: Stored,
 ) -> Response:
     """Ask a question and read its answer piece by piece, as server-sent events.
 
@@ -76,25 +110,47 @@ async def ask_and_read(
     with a colon are signs of life. What goes wrong before the first piece, and within
     10 seconds, is an ordinary 4xx or 5xx. Hang up, and the model is no longer asked; a
     stream cannot be resumed.
+
+    With an `Idempotency-Key`, a question that was answered before is told once more, in
+    one piece; one that was not is an ordinary problem.
     """
     live = LiveAnswer()
     asking = asyncio.create_task(
-        asks.ask(who.user_id, body.content, caller.unless_gone, live)
+        asks.ask(
+            who.user_id,
+            body.content,
+            caller.unless_gone,
+            reader=live,
+            key=key,
+            route="POST /questions/stream",
+        )
     )
-    await begun(live, asking, asks.settings.stream_commit_seconds)
+    await begun(live, asking, stored.settings.stream_commit_seconds)
     return EventStream(
         live,
         asking,
         done=lambda question: QuestionRead.model_validate(question).model_dump_json(),
-        silence_seconds=asks.settings.stream_silence_seconds,
+        silence_seconds=stored.settings.stream_silence_seconds,
     )
 
 
 @router.get("/me", summary="See your last questions")
-async def read_newest(who: CurrentUser, asks: Asks) -> list[QuestionRead]:
+async def read_newest(who: CurrentUser, stored: Stored) -> list[QuestionRead]:
     """Your own last three, whatever became of them, newest first."""
-    newest = await asks.newest(who.user_id)
+    newest = await stored.newest(who.user_id)
     return [QuestionRead.model_validate(question) for question in newest]
+
+
+@router.get("/limits", summary="See what you may still ask")
+async def read_limits(
+    who: CurrentUser, limits: Annotated[Limits, Depends(service(Limits))]
+) -> LimitsRead:
+    """Every limit that is set, and what is left of it; a day begins at midnight in UTC.
+
+    Deleting questions gives nothing back.
+    """
+    found = await limits.of(who.user_id)
+    return LimitsRead.model_validate({"limits": [asdict(limit) for limit in found]})
 
 
 @router.get(
@@ -102,18 +158,33 @@ async def read_newest(who: CurrentUser, asks: Asks) -> list[QuestionRead]:
     summary="See a question",
     responses=problem_responses(QuestionNotFound),
 )
-async def read(question_id: Id, who: CurrentUser, asks: Asks) -> QuestionRead:
+async def read(question_id: Id, who: CurrentUser, stored: Stored) -> QuestionRead:
     """One of your questions; for an administrator, anybody's."""
     owner = None if who.is_admin else who.user_id
-    question = await asks.find(question_id, owner=owner)
+    question = await stored.find(question_id, owner=owner)
     log_admin_read(who, "question", [question.user_id])
     return QuestionRead.model_validate(question)
+
+
+@router.delete(
+    "/{question_id}",
+    status_code=204,
+    summary="Erase a question",
+    responses=problem_responses(QuestionNotFound),
+)
+async def erase(question_id: Id, who: CurrentUser, stored: Stored) -> None:
+    """Erase one of your own questions with its answer.
+
+    One that is still being answered is cancelled first. What it has used of your
+    limits is not given back.
+    """
+    await stored.delete(question_id, owner=who.user_id)
 
 
 @router.get("", summary="List questions", responses=problem_responses(AdminsOnly))
 async def list_questions(
     who: CurrentAdmin,
-    asks: Asks,
+    stored: Stored,
     limit: PageLimit = 50,
     cursor: CursorText = None,
     user_id: Annotated[Id | None, Query(description="Only of this user.")] = None,
@@ -127,7 +198,7 @@ async def list_questions(
 ) -> Page[QuestionListed]:
     """Everybody's questions with who asked them, newest first. For administrators."""
     filters = Filters(user_id, status, asked_from, asked_before)
-    found, following = await asks.page(filters, cursor=cursor, limit=limit)
+    found, following = await stored.page(filters, cursor=cursor, limit=limit)
     log_admin_read(who, "questions", (question.user_id for question in found))
     items = [QuestionListed.model_validate(question) for question in found]
     return Page(items=items, next_cursor=following)

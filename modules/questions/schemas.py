@@ -82,6 +82,42 @@ class QuestionListed(QuestionRead):
     username: str = Field(examples=["ada"])
 
 
+class LimitRead(BaseModel):
+    """One limit, and what is left of it."""
+
+    name: str = Field(
+        description=(
+            "`in_flight`, `per_minute`, `per_day`, `tokens_per_day`, or of all people"
+            " together `service_per_day` or `service_tokens_per_day`."
+        ),
+        examples=["per_minute"],
+    )
+    most: int = Field(examples=[20])
+    unit: str = Field(
+        description="`requests`, `concurrent-requests` or `tokens`.",
+        examples=["requests"],
+    )
+    remaining: int = Field(examples=[17])
+    window_seconds: int | None = Field(
+        description="Null for what goes on at a time.", examples=[60]
+    )
+    resets_in_seconds: int | None = Field(examples=[42])
+
+
+class LimitsRead(BaseModel):
+    """The limits that hold for you; none is an empty list."""
+
+    limits: list[LimitRead]
+
+
+_REPLAYED = {
+    "Idempotency-Replayed": {
+        "description": "`true` when this was answered before, and not asked again.",
+        "schema": {"type": "string", "enum": ["true"]},
+    }
+}
+REPLAY_HEADER: dict[int | str, dict[str, Any]] = {201: {"headers": _REPLAYED}}
+
 _STREAM = """\
 event: meta
 data: {"id": 42}
@@ -107,6 +143,7 @@ _EVENT: dict[str, Any] = {
 STREAM_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events `meta`, `delta` (any number), and `done` or `error`.",
+        "headers": _REPLAYED,
         "content": {"text/event-stream": {"itemSchema": _EVENT, "example": _STREAM}},
     }
 }

@@ -11,8 +11,9 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from core.errors import ClientGone, DomainError, Internal
-from core.problems import problem_document
-from modules.questions.service import Question, ServerShutdown
+from core.problems import REPLAYED, problem_document
+from modules.questions.asking import Asked
+from modules.questions.domain import Question, ServerShutdown
 
 _HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -78,7 +79,7 @@ class LiveAnswer:
 
 
 async def begun(
-    live: LiveAnswer, asking: asyncio.Task[Question], commit_seconds: float
+    live: LiveAnswer, asking: asyncio.Task[Asked], commit_seconds: float
 ) -> None:
     """Wait for the first piece, the end, or until the status is held back no longer.
 
@@ -102,7 +103,7 @@ async def begun(
         asking.result()
 
 
-async def _interrupt(asking: asyncio.Task[Question]) -> None:
+async def _interrupt(asking: asyncio.Task[Asked]) -> None:
     """Only a server that ends cancels a request; whoever reads is still told."""
     asking.cancel()
     await asyncio.wait({asking})
@@ -114,7 +115,7 @@ class EventStream(Response):
     def __init__(
         self,
         live: LiveAnswer,
-        asking: asyncio.Task[Question],
+        asking: asyncio.Task[Asked],
         *,
         done: Callable[[Question], str],
         silence_seconds: float,
@@ -122,6 +123,8 @@ class EventStream(Response):
         """`done` writes the question as JSON; a silence is broken by a comment."""
         super().__init__()
         self.raw_headers = list(_HEADERS)
+        if asking.done() and asking.result().is_replayed:
+            self.headers.update(REPLAYED)
         self._live = live
         self._asking = asking
         self._done = done
@@ -152,7 +155,7 @@ class EventStream(Response):
 
     async def _send_end(self, send: Send, request_id: str) -> None:
         try:
-            last = _written("done", self._done(self._asking.result()))
+            last = _written("done", self._done(self._asking.result().question))
         except ClientGone:
             raise
         except asyncio.CancelledError:
@@ -170,7 +173,7 @@ class EventStream(Response):
 
 
 @asynccontextmanager
-async def _bounded(asking: asyncio.Task[Question]) -> AsyncIterator[None]:
+async def _bounded(asking: asyncio.Task[Asked]) -> AsyncIterator[None]:
     """Once all is said and stored, even the slowest reader has had its time."""
     loop = asyncio.get_running_loop()
 

@@ -72,6 +72,10 @@ OnDeactivation = Callable[[AsyncSession, int], Awaitable[None]]
 """Does a module's part in shutting out the user of an id, in that transaction."""
 
 
+OnDeletion = Callable[[int], None]
+"""Told the id of a user who has just been deleted, with all that was kept of them."""
+
+
 class Users(Protocol):
     """Everybody who exists. What writes takes the caller's transaction."""
 
@@ -93,6 +97,9 @@ class Users(Protocol):
 
     def when_deactivated(self, action: OnDeactivation) -> None:
         """Have `action` take part in every deactivation from now on."""
+
+    def when_deleted(self, action: OnDeletion) -> None:
+        """Have `action` told of every deletion on this server from now on."""
 
     def everybody(self, role: Role | None = None) -> AsyncIterator[User]:
         """All users, newest first; neither all in memory nor a connection held."""

@@ -18,6 +18,7 @@ from modules.users.public import (
     LastAdmin,
     NewUser,
     OnDeactivation,
+    OnDeletion,
     Role,
     User,
     UsernameTaken,
@@ -41,6 +42,7 @@ class StoredUsers:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._on_deactivation: list[OnDeactivation] = []
+        self._on_deletion: list[OnDeletion] = []
 
     async def add(self, session: AsyncSession, new: NewUser) -> User:
         """Add somebody. Raises UsernameTaken, and leaves the transaction usable."""
@@ -85,6 +87,10 @@ class StoredUsers:
     def when_deactivated(self, action: OnDeactivation) -> None:
         """Have `action` take part in every deactivation from now on."""
         self._on_deactivation.append(action)
+
+    def when_deleted(self, action: OnDeletion) -> None:
+        """Have `action` told of every deletion on this server from now on."""
+        self._on_deletion.append(action)
 
     async def everybody(self, role: Role | None = None) -> AsyncIterator[User]:
         """All users, newest first; neither all in memory nor a connection held."""
@@ -136,7 +142,8 @@ class StoredUsers:
         self, *, cursor: str | None, limit: int, name: str | None, role: Role | None
     ) -> tuple[list[User], str | None]:
         """Users, newest first, and the cursor of the next page if there is one."""
-        after = decode_cursor(_CURSOR, cursor)
+        place = decode_cursor(_CURSOR, cursor)
+        after = None if place is None else place[0]
         async with self._db.reading() as session:
             rows = await repository.page(
                 session, after=after, limit=limit + 1, name=name, role=role
@@ -167,6 +174,8 @@ class StoredUsers:
         if is_gone:
             fields = {"user_id": user_id, "by": "self"}
             log.info("security.account_deleted", extra=fields)
+            for action in self._on_deletion:
+                action(user_id)
 
     async def _keep_an_admin(self, session: AsyncSession, *, without: int) -> None:
         if list(await repository.lock_admins(session)) == [without]:

@@ -113,7 +113,7 @@ async def test_models_and_migrations_have_not_drifted_apart(database: Database) 
     [
         "ALTER TABLE users ADD COLUMN nickname TEXT",
         "ALTER TABLE questions DROP COLUMN model",
-        "DROP INDEX ix_questions_user_id_id",
+        "DROP INDEX ix_questions_user_id_asked_at",
         "DROP TABLE auth_refresh_tokens",
         "CREATE TABLE questions_leftover (id INTEGER)",
     ],
