@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _HOST = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII)
+_WATCHED_AFTER_SECONDS = 0.05
 _SAFE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -177,21 +178,46 @@ class Caller:
         To be used once the body has been read. A plain handler is never cancelled by
         the server, so without this a model would go on answering nobody.
         """
-        work = asyncio.ensure_future(call)
-        gone = asyncio.ensure_future(self._disconnected())
+        asker = asyncio.current_task()
+        assert asker is not None
+        watch = _Watch(self._receive, asker)
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return work.result()
-            raise ClientGone
+            return await call
+        except asyncio.CancelledError:
+            if watch.has_seen_it:
+                asker.uncancel()
+                raise ClientGone from None
+            raise
         finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            watch.end()
 
-    async def _disconnected(self) -> None:
+
+class _Watch:
+    """Cancels whoever asks once the client has hung up."""
+
+    def __init__(self, receive: Receive, asker: asyncio.Task[Any]) -> None:
+        self.has_seen_it = False
+        self._receive = receive
+        self._asker = asker
+        self._watching: asyncio.Task[None] | None = None
+        # A task costs more than a quick answer should: that comes before the timer.
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_WATCHED_AFTER_SECONDS, self._begin)
+
+    def end(self) -> None:
+        """Whatever happens now is no business of the asker's any more."""
+        self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def _begin(self) -> None:
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self.has_seen_it = True
+        self._asker.cancel()
 
 
 async def _current_caller(request: Request) -> Caller:

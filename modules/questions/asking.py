@@ -6,7 +6,7 @@ import json
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from core.db import Database
@@ -224,7 +224,7 @@ class Asking:
             end = await self._asked(under_way, new.content, wait, progress)
         finally:
             del self._under_way[added.id]
-        attempts = [asdict(attempt) for attempt in progress.attempts]
+        attempts = [attempt._asdict() for attempt in progress.attempts]
         outcome = Outcome(added.id, new.user_id, attempts=attempts, **end.columns)
         settled = await self._settle(outcome, deadline - loop.time())
         if isinstance(end.failure, DomainError):

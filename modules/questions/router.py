@@ -59,6 +59,7 @@ _ASKING_ERRORS = (
     "",
     status_code=201,
     summary="Ask a question",
+    response_model=QuestionRead,
     responses=problem_responses(*_ASKING_ERRORS) | REPLAY_HEADER,
 )
 async def ask(
@@ -67,8 +68,7 @@ async def ask(
     caller: CurrentCaller,
     key: RequestKey,
     asks: Asks,
-    response: Response,
-) -> QuestionRead:
+) -> Response:
     """Ask a question and wait for its answer.
 
     The question is stored before the model is asked; a problem that comes after that
@@ -81,9 +81,10 @@ async def ask(
     asked = await asks.ask(
         who.user_id, body.content, caller.unless_gone, key=key, route="POST /questions"
     )
-    if asked.is_replayed:
-        response.headers.update(REPLAYED)
-    return QuestionRead.model_validate(asked.question)
+    # Written here: FastAPI would validate it once more.
+    body_written = QuestionRead.model_validate(asked.question).model_dump_json()
+    headers = REPLAYED if asked.is_replayed else None
+    return Response(body_written, 201, headers, "application/json")
 
 
 @router.post(
