@@ -128,7 +128,8 @@ def _mount(app: FastAPI, modules: Sequence[Module]) -> None:
         if module.router is None:
             continue
         found = importlib.import_module(module.router)
-        app.include_router(found.router)
+        # As they are: an included router is one more to be matched for every request.
+        app.router.routes.extend(found.router.routes)
         tags += [docs.tag_of(found, str(tag)) for tag in found.router.tags]
     app.include_router(health.router)
     tags.sort(key=lambda tag: tag["name"])

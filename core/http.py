@@ -10,9 +10,9 @@ import time
 import traceback
 import uuid
 from collections.abc import Coroutine, Iterable
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -218,11 +218,3 @@ class _Watch:
             pass
         self.has_seen_it = True
         self._asker.cancel()
-
-
-async def _current_caller(request: Request) -> Caller:
-    # async, though nothing is awaited: FastAPI calls any other in a thread.
-    return Caller(request)
-
-
-CurrentCaller = Annotated[Caller, Depends(_current_caller)]

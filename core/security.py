@@ -62,33 +62,34 @@ class Authenticator(Protocol):
 class _Bearer(OAuth2):
     """RFC 6750 bearer tokens; the document's token URL is filled in by `docs.py`."""
 
-    async def __call__(self, request: HTTPConnection) -> str:
-        given = request.headers.getlist("authorization")
-        scheme, _, token = "".join(given[:1]).partition(" ")
-        if not scheme and len(given) < 2:
-            raise TokenMissing
-        # Of two headers, a proxy in front may have looked at the other one.
-        if len(given) != 1 or scheme.lower() != "bearer" or not token.strip():
-            raise InvalidToken
-        return token.strip()
+    async def __call__(  # type: ignore[override]
+        self, request: HTTPConnection
+    ) -> Principal:
+        """The caller of this request."""
+        services: Services = request.app.state.services
+        authenticator = services.get(Authenticator)
+        principal = await authenticator.authenticate(_token(request))
+        request.state.user_id = principal.user_id
+        return principal
+
+
+def _token(request: HTTPConnection) -> str:
+    given = request.headers.getlist("authorization")
+    scheme, _, token = "".join(given[:1]).partition(" ")
+    if not scheme and len(given) < 2:
+        raise TokenMissing
+    # Of two headers, a proxy in front may have looked at the other one.
+    if len(given) != 1 or scheme.lower() != "bearer" or not token.strip():
+        raise InvalidToken
+    return token.strip()
 
 
 BEARER_SCHEME = "Account"
-_bearer = _Bearer(
+current_user = _Bearer(
     flows=OAuthFlows(password=OAuthFlowPassword(tokenUrl="")),
     scheme_name=BEARER_SCHEME,
     description="Sign in with your user name and password.",
 )
-
-
-async def current_user(
-    request: Request, token: Annotated[str, Depends(_bearer)]
-) -> Principal:
-    """The caller of this request."""
-    services: Services = request.app.state.services
-    principal = await services.get(Authenticator).authenticate(token)
-    request.state.user_id = principal.user_id
-    return principal
 
 
 async def current_admin(

@@ -1,5 +1,6 @@
 """Access tokens: JWT by the profile of RFC 9068, signed with HS256 and nothing else."""
 
+import base64
 import re
 import secrets
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class AccessTokens:
         self._kid = keys[0].kid
         # What a token says of its key finds one of these, or nothing: it is looked up
         # nowhere else.
-        self._secrets = {key.kid: key.secret.get_secret_value() for key in keys}
+        self._secrets = {key.kid: _prepared(key) for key in keys}
         # The first part of every token of a key, as it is written here: most tokens
         # need not be taken apart twice.
         self._heads = {self._head(kid): kid for kid in self._secrets}
@@ -90,7 +91,7 @@ class AccessTokens:
         headers = {"typ": TYPE, "kid": kid}
         return jwt.encode(claims, self._secrets[kid], ALGORITHM, headers=headers)
 
-    def _secret_of(self, token: str) -> str:
+    def _secret_of(self, token: str) -> jwt.PyJWK:
         """The secret of the key that the token names. Raises InvalidToken."""
         kid = self._heads.get(token.partition(".")[0])
         if kid is None:
@@ -113,3 +114,10 @@ class AccessTokens:
         if not _DECIMAL.fullmatch(subject) or int(subject) > LARGEST_ID:
             raise InvalidToken
         return AccessClaims(int(subject), UUID(str(claims["sid"])))
+
+
+def _prepared(key: SigningKey) -> jwt.PyJWK:
+    """A key that is not read anew for every token."""
+    secret = key.secret.get_secret_value().encode()
+    written = base64.urlsafe_b64encode(secret).decode().rstrip("=")
+    return jwt.PyJWK({"kty": "oct", "alg": ALGORITHM, "k": written})

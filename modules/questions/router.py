@@ -4,9 +4,9 @@ import asyncio
 from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
-from core.http import CurrentCaller
+from core.http import Caller
 from core.pages import CursorText, Page, PageLimit
 from core.problems import REPLAYED, problem_responses
 from core.security import AdminsOnly, CurrentAdmin, CurrentUser, log_admin_read
@@ -23,7 +23,7 @@ from modules.questions.domain import (
     RequestInProgress,
     ServerShutdown,
 )
-from modules.questions.keys import InvalidIdempotencyKey, RequestKey
+from modules.questions.keys import DESCRIBED, InvalidIdempotencyKey, idempotency_key
 from modules.questions.limits import LIMIT_ERRORS, Limits
 from modules.questions.models import Status
 from modules.questions.schemas import (
@@ -61,12 +61,12 @@ _ASKING_ERRORS = (
     summary="Ask a question",
     response_model=QuestionRead,
     responses=problem_responses(*_ASKING_ERRORS) | REPLAY_HEADER,
+    openapi_extra=DESCRIBED,
 )
 async def ask(
     body: AskQuestion,
     who: CurrentUser,
-    caller: CurrentCaller,
-    key: RequestKey,
+    request: Request,
     asks: Asks,
 ) -> Response:
     """Ask a question and wait for its answer.
@@ -79,7 +79,11 @@ async def ask(
     too, is told once more with `Idempotency-Replayed: true`.
     """
     asked = await asks.ask(
-        who.user_id, body.content, caller.unless_gone, key=key, route="POST /questions"
+        who.user_id,
+        body.content,
+        Caller(request).unless_gone,
+        key=idempotency_key(request),
+        route="POST /questions",
     )
     # Written here: FastAPI would validate it once more.
     body_written = QuestionRead.model_validate(asked.question).model_dump_json()
@@ -94,12 +98,12 @@ async def ask(
     summary="Ask a question and read the answer as it comes",
     response_class=EventStream,
     responses=problem_responses(*_ASKING_ERRORS) | STREAM_RESPONSE,
+    openapi_extra=DESCRIBED,
 )
 async def ask_and_read(
     body: AskQuestion,
     who: CurrentUser,
-    caller: CurrentCaller,
-    key: RequestKey,
+    request: Request,
     asks: Asks,
     stored: Stored,
 ) -> Response:
@@ -115,12 +119,12 @@ async def ask_and_read(
     With an `Idempotency-Key`, a question that was answered before is told once more, in
     one piece; one that was not is an ordinary problem.
     """
-    live = LiveAnswer()
+    live, key = LiveAnswer(), idempotency_key(request)
     asking = asyncio.create_task(
         asks.ask(
             who.user_id,
             body.content,
-            caller.unless_gone,
+            Caller(request).unless_gone,
             reader=live,
             key=key,
             route="POST /questions/stream",

@@ -193,6 +193,9 @@ async def test_A05_nobody_becomes_an_administrator_by_anything_that_is_sent(
                 target = path.replace("{user_id}", str(ada.id))
                 own = claims_of(ada)["sid"]
                 target = target.replace("{session_id}", own)
+                if "{question_id}" in target:
+                    asked = (await api.ask(ada, "Why?")).json()["id"]
+                    target = target.replace("{question_id}", str(asked))
                 answer = await api.http.request(
                     method, target, headers=who.auth, **sent
                 )
