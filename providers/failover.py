@@ -7,7 +7,6 @@ layers that try again would multiply.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 
 from core.errors import ClientGone, Unavailable
 from core.text import storable
@@ -255,9 +254,14 @@ class _Question:
 
     async def _collect(self, backend: Backend) -> Answer:
         """Hear one answer to its end, within the provider's times and the deadline."""
-        patience = Patience(self._first_limit(backend), self._remaining)
-        async with patience, _closing(backend.model.stream(self._request)) as events:
-            return await self._hear(backend, events, patience)
+        async with Patience(self._first_limit(backend), self._remaining) as patience:
+            events = backend.model.stream(self._request)
+            try:
+                return await self._hear(backend, events, patience)
+            finally:
+                # At once, also when it is left early; not every plugin's can be.
+                if (close := getattr(events, "aclose", None)) is not None:
+                    await close()
         raise AssertionError("it has returned, or raised")
 
     def _first_limit(self, backend: Backend) -> float:
@@ -333,18 +337,6 @@ class _Cleaned:
 def _is_cut(text: str) -> bool:
     """Whether it ends in the first half of a character."""
     return "\ud800" <= text[-1:] <= "\udbff"
-
-
-@asynccontextmanager
-async def _closing(
-    events: AsyncIterator[Delta | Finish],
-) -> AsyncIterator[AsyncIterator[Delta | Finish]]:
-    """Close a provider's stream at once, also when it is left early."""
-    try:
-        yield events
-    finally:
-        if (close := getattr(events, "aclose", None)) is not None:
-            await close()
 
 
 def _answer(provider: str, text: str, finish: Finish) -> Answer:

@@ -9,7 +9,11 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -202,48 +206,36 @@ class Endpoint:
             "allow_redirects": False,
         }
 
-    @asynccontextmanager
-    async def post(
+    def post(
         self,
         path: str,
         payload: Mapping[str, Any],
         headers: Mapping[str, str] = _NO_HEADERS,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """Send JSON; the response once its status is 200.
 
         Raises ProviderErrors, also for what goes wrong while the response is read.
         """
         body = json.dumps(payload).encode()
-        async with self._opened(
-            "POST",
-            self._root + path,
-            data=body,
-            headers={"Content-Type": JSON, **headers},
-        ) as response:
-            yield response
+        sent = {"Content-Type": JSON, **headers}
+        return self._opened("POST", self._root + path, data=body, headers=sent)
 
-    @asynccontextmanager
-    async def post_form(
+    def post_form(
         self, url: str, form: Mapping[str, str], headers: Mapping[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """As `post`, with a form, and to an address that is not under `base_url`.
 
         The configured headers and query go there as well.
         """
         body = urlencode(form).encode()
-        async with self._opened(
-            "POST", url, data=body, headers={"Content-Type": _FORM, **headers}
-        ) as response:
-            yield response
+        sent = {"Content-Type": _FORM, **headers}
+        return self._opened("POST", url, data=body, headers=sent)
 
-    @asynccontextmanager
-    async def get(
+    def get(
         self, path: str, headers: Mapping[str, str] = _NO_HEADERS
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """As `post`, with nothing sent."""
-        url = self._root + path
-        async with self._opened("GET", url, headers=dict(headers)) as response:
-            yield response
+        return self._opened("GET", self._root + path, headers=dict(headers))
 
     @asynccontextmanager
     async def _opened(
@@ -429,32 +421,36 @@ def translated() -> Iterator[None]:
 
     Whoever speaks through an `Endpoint` has this already.
     """
-    try:
-        with _in_our_words():
-            yield
-    except ProviderError as error:
-        # `from None` hides a context from tracebacks, and keeps it.
-        error.__context__ = None
-        raise
-
-
-@contextmanager
-def _in_our_words() -> Iterator[None]:
+    error = None
     try:
         yield
-    except ProviderError:
-        raise
-    except (TimeoutError, ProxyTimeoutError):
-        raise ProviderTimeout from None
-    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError):
-        raise ProviderTls from None
-    except aiohttp.ClientHttpProxyError:
-        raise ProviderUnreachable from None
-    except aiohttp.ClientPayloadError:
-        raise ProviderStreamBroken from None
-    except aiohttp.ClientResponseError:
-        raise ProviderBadResponse from None
-    except (aiohttp.ClientError, OSError, ProxyError, ProxyConnectionError) as exc:
-        # Through a SOCKS proxy a bad certificate is known by its cause alone.
-        is_tls = isinstance(exc.__cause__, ssl.SSLError)
-        raise (ProviderTls if is_tls else ProviderUnreachable) from None
+    except ProviderError as exc:
+        error = exc
+    except (*_FOREIGN, *_FOREIGN_TIMEOUTS) as exc:
+        error = _in_our_words(exc)
+    if error is not None:
+        # Raised only here: `from None` would hide its context, and keep it.
+        error.__context__ = None
+        raise error
+
+
+_FOREIGN = (aiohttp.ClientError, OSError, ProxyError, ProxyConnectionError)
+_FOREIGN_TIMEOUTS = (TimeoutError, ProxyTimeoutError)
+
+
+def _in_our_words(exc: BaseException) -> ProviderError:
+    if isinstance(exc, _FOREIGN_TIMEOUTS):
+        return ProviderTimeout()
+    if isinstance(
+        exc, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError)
+    ):
+        return ProviderTls()
+    if isinstance(exc, aiohttp.ClientHttpProxyError):
+        return ProviderUnreachable()
+    if isinstance(exc, aiohttp.ClientPayloadError):
+        return ProviderStreamBroken()
+    if isinstance(exc, aiohttp.ClientResponseError):
+        return ProviderBadResponse()
+    # Through a SOCKS proxy a bad certificate is known by its cause alone.
+    is_tls = isinstance(exc.__cause__, ssl.SSLError)
+    return ProviderTls() if is_tls else ProviderUnreachable()

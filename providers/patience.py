@@ -25,9 +25,10 @@ class Patience:
         self._armed = self._due
         self._is_reading = False
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> "Patience":
         await self._limit.__aenter__()
         self._arm()
+        return self
 
     async def __aexit__(
         self,

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from core.http import Caller
 from core.pages import CursorText, Page, PageLimit
 from core.problems import REPLAYED, problem_responses
+from core.routes import DirectRoute
 from core.security import AdminsOnly, CurrentAdmin, CurrentUser, log_admin_read
 from core.services import service
 from core.text import Id, Moment
@@ -38,7 +39,7 @@ from modules.questions.service import Filters, Questions
 from modules.questions.streaming import EventStream, LiveAnswer, begun
 from providers.public import PROVIDER_ERRORS
 
-router = APIRouter(prefix="/questions", tags=["questions"])
+router = APIRouter(prefix="/questions", tags=["questions"], route_class=DirectRoute)
 Asks = Annotated[Asking, Depends(service(Asking))]
 Stored = Annotated[Questions, Depends(service(Questions))]
 _ASKING_ERRORS = (
