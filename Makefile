@@ -20,7 +20,7 @@ install: .venv/.run ## Install what the service needs
 
 test: .venv/.dev .venv/.local ## Run the tests on SQLite and PostgreSQL
 	@echo "Browser tests are not among these: they are 'make test-browser'."
-	$(BIN)/python -m pytest -m "not browser" --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not browser" -n 2 --dist loadfile --cov --cov-report=term
 
 test-browser: .venv/.dev .venv/.local ## Run the tests that need Chromium
 	$(BIN)/python -m pytest -m browser
