@@ -13,31 +13,37 @@ from modules.questions.settings import QuestionSettings
 _MINUTE, _DAY = 60, 24 * 60 * 60
 
 
-class TooManyInFlight(TooMany):
+class LimitReached(TooMany):
+    """You have asked as much as you may for now."""
+
+    tells_limits = True
+
+
+class TooManyInFlight(LimitReached):
     """Too many of your questions wait for their answers at this moment."""
 
     retry_after_seconds = 1
 
 
-class MinuteLimitReached(TooMany):
+class MinuteLimitReached(LimitReached):
     """You have asked as many questions as you may within a minute."""
 
     retry_after_seconds = 1
 
 
-class DailyLimitReached(TooMany):
+class DailyLimitReached(LimitReached):
     """You have asked as many questions as you may on a day."""
 
     retry_after_seconds = _DAY
 
 
-class DailyTokensSpent(TooMany):
+class DailyTokensSpent(LimitReached):
     """Your questions and answers of today have taken as many tokens as they may."""
 
     retry_after_seconds = _DAY
 
 
-class ServiceBudgetSpent(TooMany):
+class ServiceBudgetSpent(LimitReached):
     """The whole service has used up its budget of today."""
 
     retry_after_seconds = _DAY
