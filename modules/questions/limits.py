@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from core.db import Busy, Database
 from core.errors import DomainError, RateLimit, TooMany
 from modules.questions import repository
+from modules.questions.models import UsageRow
 from modules.questions.settings import QuestionSettings
 
 _MINUTE, _DAY = 60, 24 * 60 * 60
@@ -77,6 +78,11 @@ class Limits:
         """What is left of each limit that is set."""
         async with self._db.reading() as session:
             return await self._read(session, user_id)
+
+    async def counted(self, user_id: int) -> UsageRow | None:
+        """All that is counted of somebody, whether or not there is a limit to it."""
+        async with self._db.reading() as session:
+            return await repository.usage(session, user_id)
 
     async def exceeded(self, session: AsyncSession, user_id: int) -> DomainError:
         """Why a question was refused that nothing else forbids."""
