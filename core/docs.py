@@ -245,6 +245,8 @@ def _implied(operation: dict[str, Any], method: str) -> Iterator[type[DomainErro
 
 def _merge(described: dict[str, Any], more: dict[str, Any]) -> None:
     described["description"] += f" {more['description']}"
+    if "headers" in more:
+        described["headers"] = described.get("headers", {}) | more["headers"]
     for media_type, content in more["content"].items():
         own = described.setdefault("content", {}).setdefault(media_type, content)
         own["examples"] |= content["examples"]

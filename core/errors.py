@@ -104,6 +104,8 @@ class RateLimit:
 class TooMany(DomainError):
     """There were too many of these from you."""
 
+    tells_limits: ClassVar[bool] = False
+    """Whether it can say which limits there are, and what is left of them."""
     limits: tuple[RateLimit, ...] = ()
     """All that hold for whoever asked, when that is worth telling."""
 

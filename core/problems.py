@@ -25,6 +25,23 @@ from core.security import InvalidToken
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+_DRAFT = "draft-ietf-httpapi-ratelimit-headers-10"
+_RETRY_AFTER = {
+    "Retry-After": {
+        "description": "After how many seconds to try again.",
+        "schema": {"type": "integer", "examples": [5]},
+    }
+}
+_RATE_LIMIT = {
+    "RateLimit-Policy": {
+        "description": f"The limits that hold for you ({_DRAFT}).",
+        "schema": {"type": "string", "examples": ['"per_minute";q=20;w=60']},
+    },
+    "RateLimit": {
+        "description": "What is left of each, and for how many seconds.",
+        "schema": {"type": "string", "examples": ['"per_minute";r=0;t=42']},
+    },
+}
 MOST_ERRORS = 32
 REPLAYED = {"Idempotency-Replayed": "true"}
 """The header of whatever was answered before, and is not done again."""
@@ -274,7 +291,20 @@ def describe_status(kinds: Iterable[type[DomainError]]) -> dict[str, Any]:
         "description": description or HTTPStatus(status_of(kinds[0])).phrase,
         "content": {MEDIA_TYPE: media},
     }
+    if headers := _headers_of(kinds):
+        described["headers"] = headers
     return described
+
+
+def _headers_of(kinds: Iterable[type[DomainError]]) -> dict[str, Any]:
+    """What some problems of a status carry besides their body."""
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        if kind.retry_after_seconds is not None:
+            found |= _RETRY_AFTER
+        if issubclass(kind, errors.TooMany) and kind.tells_limits:
+            found |= _RATE_LIMIT
+    return found
 
 
 def _example(kind: type[DomainError]) -> dict[str, Any]:

@@ -8,36 +8,43 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from core.db import Busy, Database
 from core.errors import DomainError, RateLimit, TooMany
 from modules.questions import repository
+from modules.questions.models import UsageRow
 from modules.questions.settings import QuestionSettings
 
 _MINUTE, _DAY = 60, 24 * 60 * 60
 
 
-class TooManyInFlight(TooMany):
+class LimitReached(TooMany):
+    """You have asked as much as you may for now."""
+
+    tells_limits = True
+
+
+class TooManyInFlight(LimitReached):
     """Too many of your questions wait for their answers at this moment."""
 
     retry_after_seconds = 1
 
 
-class MinuteLimitReached(TooMany):
+class MinuteLimitReached(LimitReached):
     """You have asked as many questions as you may within a minute."""
 
     retry_after_seconds = 1
 
 
-class DailyLimitReached(TooMany):
+class DailyLimitReached(LimitReached):
     """You have asked as many questions as you may on a day."""
 
     retry_after_seconds = _DAY
 
 
-class DailyTokensSpent(TooMany):
+class DailyTokensSpent(LimitReached):
     """Your questions and answers of today have taken as many tokens as they may."""
 
     retry_after_seconds = _DAY
 
 
-class ServiceBudgetSpent(TooMany):
+class ServiceBudgetSpent(LimitReached):
     """The whole service has used up its budget of today."""
 
     retry_after_seconds = _DAY
@@ -71,6 +78,11 @@ class Limits:
         """What is left of each limit that is set."""
         async with self._db.reading() as session:
             return await self._read(session, user_id)
+
+    async def counted(self, user_id: int) -> UsageRow | None:
+        """All that is counted of somebody, whether or not there is a limit to it."""
+        async with self._db.reading() as session:
+            return await repository.usage(session, user_id)
 
     async def exceeded(self, session: AsyncSession, user_id: int) -> DomainError:
         """Why a question was refused that nothing else forbids."""

@@ -64,6 +64,18 @@ async def every_question(
         yield QuestionRead.model_validate(question).model_dump()
 
 
+async def every_count(
+    context: ModuleContext, user_id: int
+) -> AsyncGenerator[Record, None]:
+    """What is counted of a user; nothing of who has never asked."""
+    from modules.questions.limits import Limits
+    from modules.questions.schemas import UsageCounted
+
+    counted = await context.services.get(Limits).counted(user_id)
+    if counted is not None:
+        yield UsageCounted.model_validate(counted).model_dump()
+
+
 MODULE = Module(
     name="questions",
     requires=("users", "providers"),
@@ -71,5 +83,5 @@ MODULE = Module(
     models="modules.questions.models",
     sections={"questions": QuestionSettings},
     lifespan=lifespan,
-    personal_data={"questions": every_question},
+    personal_data={"questions": every_question, "question_usage": every_count},
 )

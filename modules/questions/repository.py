@@ -62,7 +62,7 @@ async def used(session: AsyncSession, user_id: int) -> Used:
         await session.execute(select(db_now(), pending.scalar_subquery()))
     ).one()
     today = now.astimezone(UTC).date()
-    own = await session.get(UsageRow, user_id)
+    own = await usage(session, user_id)
     is_today = own is not None and own.day == today
     is_minute = own is not None and own.minute_ends_at > now
     budget = await session.get(BudgetRow, today)
@@ -76,6 +76,11 @@ async def used(session: AsyncSession, user_id: int) -> Used:
         all_questions=budget.questions if budget else 0,
         all_tokens=budget.tokens if budget else 0,
     )
+
+
+async def usage(session: AsyncSession, user_id: int) -> UsageRow | None:
+    """All that is counted of somebody; None of who has asked nothing yet."""
+    return await session.get(UsageRow, user_id)
 
 
 async def find_by_keys(

@@ -1,6 +1,6 @@
 """What the routes of questions take and give."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -108,6 +108,18 @@ class LimitsRead(BaseModel):
     """The limits that hold for you; none is an empty list."""
 
     limits: list[LimitRead]
+
+
+class UsageCounted(BaseModel):
+    """What is counted of somebody; it outlasts the questions."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    day: date
+    questions: int
+    tokens: int
+    minute_ends_at: datetime
+    minute_questions: int
 
 
 _REPLAYED = {

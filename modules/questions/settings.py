@@ -34,7 +34,8 @@ class QuestionSettings(Section):
     day."""
     service_per_day: int = Field(0, ge=0, le=1_000_000_000_000)
     """How many questions all together may ask on a day."""
-    service_tokens_per_day: int = Field(0, ge=0, le=1_000_000_000_000_000)
+    # The largest number that the headers of a 429 can have (RFC 9651, section 3.3.1).
+    service_tokens_per_day: int = Field(0, ge=0, le=999_999_999_999_999)
     """After how many tokens nobody may ask any more that day."""
 
     @property

@@ -176,9 +176,12 @@ class EventStream(Response):
 async def _bounded(asking: asyncio.Task[Asked]) -> AsyncIterator[None]:
     """Once all is said and stored, even the slowest reader has had its time."""
     loop = asyncio.get_running_loop()
+    is_left = False
 
     def set_limit(_: object) -> None:
-        limit.reschedule(loop.time() + _LAST_SECONDS)
+        # A call that is scheduled cannot be taken back: it may come when all is over.
+        if not is_left:
+            limit.reschedule(loop.time() + _LAST_SECONDS)
 
     try:
         async with asyncio.timeout(None) as limit:
@@ -186,6 +189,7 @@ async def _bounded(asking: asyncio.Task[Asked]) -> AsyncIterator[None]:
             try:
                 yield
             finally:
+                is_left = True
                 asking.remove_done_callback(set_limit)
     except TimeoutError:
         raise ClientGone from None

@@ -67,7 +67,8 @@ async def export_me(
     who: CurrentUser, users: Everybody, everything: Everything
 ) -> Response:
     """Download all that is kept of you as one JSON file: your account, every session
-    and every question, newest first. No password, token or hash is among it.
+    and every question, newest first, and what is counted of you. No password, token or
+    hash is among it.
 
     The file is sent while it is read from the database. **A file without
     `"complete": true` at its end is incomplete**: the connection broke, something

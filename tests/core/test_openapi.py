@@ -118,6 +118,43 @@ async def test_every_error_is_documented_as_a_problem_with_an_example(
                 jsonschema_rs.validate(schema, shown["value"])
 
 
+async def test_headers_of_problems_and_of_repeats_are_documented(
+    document: Document,
+) -> None:
+    for key, operation in operations(document):
+        for code, response in operation["responses"].items():
+            headers = response.get("headers", {})
+            assert code not in ("429", "503") or "Retry-After" in headers, (key, code)
+            for header in headers.values():
+                assert header["description"] and header["schema"]
+    for path, success in (("/questions", "201"), ("/questions/stream", "200")):
+        operation = document["paths"][path]["post"]
+        assert "Idempotency-Replayed" in operation["responses"][success]["headers"]
+        limited = operation["responses"]["429"]
+        names = {"Retry-After", "RateLimit", "RateLimit-Policy"}
+        assert limited["headers"].keys() == names
+        assert "too_many_in_flight" in limited["content"][PROBLEM]["examples"]
+        (key_header,) = operation["parameters"]
+        assert (key_header["name"], key_header["in"], key_header["required"]) == (
+            "Idempotency-Key",
+            "header",
+            False,
+        )
+        assert key_header["description"]
+        codes = {
+            code
+            for response in operation["responses"].values()
+            for code in response["content"].get(PROBLEM, {}).get("examples", ())
+        }
+        assert codes >= {
+            *("request_in_progress", "client_gone", "question_withdrawn"),
+            *("idempotency_key_reused", "invalid_idempotency_key", "not_stored"),
+            *("owner_lost", "server_shutdown", "minute_limit_reached"),
+        }
+    login = document["paths"]["/auth/token"]["post"]["responses"]["429"]
+    assert login["headers"].keys() == {"Retry-After"}
+
+
 async def test_a_password_is_shown_as_one_and_never_given_back(
     document: Document,
 ) -> None:

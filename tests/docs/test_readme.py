@@ -34,7 +34,8 @@ EXAMPLES = sorted((ROOT / "config" / "examples").glob("*.toml"))
 # Everything that differs from run to run, or by who answers.
 CHANGING = re.compile(
     r"(_at|request_id|instance|access_token|refresh_token|answer|text|name|provider"
-    r"|model|_tokens|milliseconds|next_cursor|client)$"
+    r"|model|tokens|milliseconds|next_cursor|client|_in_seconds|remaining|day"
+    r"|minute_questions)$"
 )
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -138,7 +139,10 @@ async def test_every_command_of_the_readme_answers_as_it_says(
     databases: Databases, database_kind: str, upstream: Upstream, tmp_path: Path
 ) -> None:
     url = await databases.migrated(database_kind)
-    config = write_config(tmp_path / "app.toml", url, upstream.base_url)
+    limits = "per_minute = 20\nper_day = 500"
+    config = write_config(
+        tmp_path / "app.toml", url, upstream.base_url, questions=limits
+    )
     told = steps(blocks(section(readme(), "Every endpoint with curl")))
     async with served(config) as (found, _):
         vopros = shlex.join([sys.executable, "-m", "core"])

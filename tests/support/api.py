@@ -141,16 +141,20 @@ class Api:
         body = {"refresh_token": refresh_token}
         return await self.http.post("/auth/refresh", json=body)
 
-    async def ask(self, who: Account, content: str) -> httpx.Response:
+    async def ask(self, who: Account, content: str, **more: str) -> httpx.Response:
+        """`more` are further headers, a `-` in their names written `_`."""
         return await self.http.post(
-            "/questions", json={"content": content}, headers=who.auth
+            "/questions", json={"content": content}, headers=_headers(who, more)
         )
 
     @asynccontextmanager
-    async def reading(self, who: Account, content: str) -> AsyncIterator[Reading]:
+    async def reading(
+        self, who: Account, content: str, **more: str
+    ) -> AsyncIterator[Reading]:
         """Ask, and read the answer as it comes; hang up when the block is left."""
+        body, headers = {"content": content}, _headers(who, more)
         async with self.http.stream(
-            "POST", "/questions/stream", json={"content": content}, headers=who.auth
+            "POST", "/questions/stream", json=body, headers=headers
         ) as response:
             yield Reading(response)
 
@@ -177,6 +181,10 @@ class Api:
         assert answer.status_code == 200, answer.text
         found: list[dict[str, Any]] = answer.json()
         return found
+
+
+def _headers(who: Account, more: dict[str, str]) -> dict[str, str]:
+    return who.auth | {name.replace("_", "-"): value for name, value in more.items()}
 
 
 def assert_problem(

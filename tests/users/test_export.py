@@ -26,7 +26,10 @@ from tests.support.raw import request
 from tests.support.upstream import Received, Upstream, Wire
 
 PATH = "/users/me/export"
-OURS = ["exported_at", "profile", "sessions", "questions", "complete"]
+OURS = [
+    *("exported_at", "profile", "sessions", "questions", "question_usage"),
+    "complete",
+]
 SESSION = {"id", "created_at", "last_used_at", "expires_at", "revoked_at", "client"}
 # More than the sockets between a server and a client can hold.
 MANY, LONG = 1_000, 16_000
@@ -390,3 +393,21 @@ async def test_a_stranger_is_not_asked_on_for_somebody_who_has_hung_up(
             await module.LEFT.wait()
     assert await failures(secrets_stay_inside, slow) == []
     assert json.loads((await api.get("/health/live")).text) == {"status": "live"}
+
+
+async def test_what_is_counted_of_somebody_is_theirs_to_see(
+    api: Api, ada: Account
+) -> None:
+    """Also once the questions are gone: that gives nothing back."""
+    assert (await export(api, ada))["question_usage"] == []
+    asked = [(await api.ask(ada, f"{n}?")).json()["id"] for n in range(2)]
+    for question_id in asked:
+        await api.http.delete(f"/questions/{question_id}", headers=ada.auth)
+    made = await export(api, ada)
+    (counted,) = made["question_usage"]
+    assert counted.keys() == {
+        *("day", "questions", "tokens", "minute_ends_at", "minute_questions")
+    }
+    assert (counted["questions"], counted["tokens"]) == (2, 2 * 46)
+    assert made["questions"] == []
+    assert (await export(api, await api.account()))["question_usage"] == []
