@@ -152,41 +152,6 @@ async def test_F34_A24_a_question_whose_owner_left_meanwhile_is_gone(
         assert await session.scalar(count, {"user_id": ada.id}) == 0
 
 
-async def start_by_hand(api: Api, who: Account) -> asyncio.StreamWriter:
-    """Send a question over a socket, to be able to close it in every way."""
-    host, port = api.http.base_url.host, api.http.base_url.port
-    _, writer = await asyncio.open_connection(host, port)
-    body = b'{"content": "Who waits?"}'
-    head = (
-        f"POST /questions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
-        f"Content-Type: application/json\r\nAuthorization: Bearer {who.token}\r\n\r\n"
-    )
-    writer.write(head.encode() + body)
-    return writer
-
-
-@pytest.mark.parametrize("by_reset", [False, True], ids=["closed", "reset"])
-async def test_U36_a_client_that_hangs_up_is_not_answered_at_the_models_price(
-    api: Api, ada: Account, upstream: Upstream, by_reset: bool
-) -> None:
-    upstream_was_left = asyncio.Event()
-
-    async def wait_for_the_end(wire: Wire, received: Received) -> None:
-        await wire.closed_by_client()
-        upstream_was_left.set()
-
-    async with upstream.behaving(wait_for_the_end):
-        client = await start_by_hand(api, ada)
-        await upstream.asked()
-        client.transport.abort() if by_reset else client.close()
-        async with asyncio.timeout(1):
-            await upstream_was_left.wait()
-    question = await api.settled(ada)
-    assert question["status"] == "interrupted"
-    assert question["error_code"] == "client_gone"
-    assert question["answer"] is None
-
-
 async def test_fifty_askers_at_once_each_get_their_own_answer(
     api: Api, upstream: Upstream
 ) -> None:
