@@ -67,7 +67,7 @@ class Writing:
         """A question is taken for lost when it is pending after `deadline_seconds`."""
         self._db = db
         self._sql = statements(db.dialect, limits, deadline_seconds)
-        self.adding = Batcher(self._add, again=self._add_the_rest, most=200)
+        self.adding = Batcher(self._add, again=self._add_again, most=200)
         # Fewer: an answer may have hundreds of kilobytes.
         self.settling = Batcher(self._settle, again=self._settle, most=100)
 
@@ -98,22 +98,29 @@ class Writing:
             if question.idempotency_key in added
         }
 
-    async def _add_the_rest(
+    async def _add_again(
         self, questions: Sequence[NewQuestion]
     ) -> Mapping[NewQuestion, Added]:
-        """The same again, when nobody knows whether the first time was committed."""
-        keys = [question.idempotency_key for question in questions]
-        users = [question.user_id for question in questions]
+        """The same again, when nobody knows whether the first time was committed.
+
+        What is there already is not added, and ours all the same. It is looked for
+        last: the first time may be under way still, and the second has waited for it.
+        """
+        added = await self._add(questions)
+        missing = [question for question in questions if question not in added]
+        if not missing:
+            return added
+        keys = [question.idempotency_key for question in missing]
+        users = [question.user_id for question in missing]
         async with self._db.reading() as session:
             found = await repository.find_by_keys(session, users, keys)
         there = {row.idempotency_key: Added(row.id, row.asked_at) for row in found}
-        stored = {
+        ours = {
             question: there[question.idempotency_key]
-            for question in questions
+            for question in missing
             if question.idempotency_key in there
         }
-        rest = [question for question in questions if question not in stored]
-        return {**stored, **(await self._add(rest) if rest else {})}
+        return {**added, **ours}
 
     async def _settle(self, outcomes: Sequence[Outcome]) -> Mapping[Outcome, Settled]:
         """Move pending questions to their ends; what is missing is pending no more."""

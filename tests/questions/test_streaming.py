@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
-from core.db import Database
-from core.testing import Running
 from providers.failover import FailoverChat
 from tests.conftest import Databases, served
 from tests.support.api import Account, Api, assert_problem, events_of
@@ -246,46 +243,6 @@ async def test_U37_a_reader_who_does_not_read_slows_the_model_down(
         (backend,) = found.service(FailoverChat).backends
         assert (backend.bulkhead.in_flight, backend.last_error) == (0, None)
         client.hang_up(by_reset=True)
-
-
-async def test_F34_A24_a_stream_whose_owner_left_ends_with_that(
-    api: Api, ada: Account, upstream: Upstream
-) -> None:
-    model = Told()
-    async with upstream.behaving(model):
-        model.says("Half an ")
-        async with api.reading(ada, "Why?") as reading:
-            await reading.next()
-            gone = await api.http.delete("/users/me", headers=ada.auth)
-            assert gone.status_code == 204
-            model.ends()
-            *_, error = await reading.rest()
-    assert (error.name, error.data["code"]) == ("error", "question_withdrawn")
-    assert error.data["status"] == 410
-
-
-LOCKS = {
-    "sqlite": "SELECT 1",  # its BEGIN IMMEDIATE is enough
-    "postgresql": "LOCK TABLE questions IN ACCESS EXCLUSIVE MODE",
-}
-
-
-async def test_F18_a_stream_whose_answer_cannot_be_stored_is_not_done(
-    api: Api, ada: Account, upstream: Upstream, service: Running, database_kind: str
-) -> None:
-    own, model = Database(service.service(Database).settings), Told()
-    async with upstream.behaving(model):
-        model.says("Lost?")
-        async with api.reading(ada, "Is it kept?") as reading:
-            meta = await reading.next()
-            async with own.migrating() as connection:
-                await connection.execute(text(LOCKS[database_kind]))
-                model.ends()
-                *_, error = await reading.rest()
-                await connection.rollback()
-    await own.close()
-    assert (error.name, error.data["code"]) == ("error", "not_stored")
-    assert error.data["question_id"] == meta.data["id"]
 
 
 async def test_a_plain_question_is_not_streamed_from_the_model(
