@@ -68,8 +68,10 @@ class Writing:
         self._db = db
         self._sql = statements(db.dialect, limits, deadline_seconds)
         self.adding = Batcher(self._add, again=self._add_again, most=200)
-        # Fewer: an answer may have hundreds of kilobytes.
-        self.settling = Batcher(self._settle, again=self._settle, most=100)
+        # An answer may have hundreds of kilobytes.
+        self.settling = Batcher(
+            self._settle, again=self._settle, most=100, weigh=_length
+        )
 
     async def drain(self) -> None:
         """Wait until nothing is under way."""
@@ -135,6 +137,10 @@ class Writing:
             for outcome in outcomes
             if outcome.question_id in settled
         }
+
+
+def _length(outcome: Outcome) -> int:
+    return len(outcome.answer or "")
 
 
 def _rows(items: Sequence[object], fields: Mapping[str, str]) -> str:
