@@ -26,6 +26,7 @@ from core.module import Module, ModuleContext
 from core.security import Authenticator, current_user
 from core.services import Services
 from core.settings import DatabaseSettings, ServerSettings, Settings, is_loopback
+from core.watchdog import watched_loop
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ async def opened(
 ) -> AsyncIterator[ModuleContext]:
     """Open modules in order, and close them in reverse.
 
-    `serving` also takes the lock of a SQLite file and brings the database up to date.
+    `serving` also takes the lock of a SQLite file, brings the database up to date, and
+    watches over the event loop.
     """
     database = context.database
     context = replace(context, is_serving=serving)
@@ -97,6 +99,8 @@ async def opened(
                     locks.enter_context(server_lock(database.sqlite_path))
                 await _prepare(context, modules)
             async with AsyncExitStack() as stack:
+                if serving:
+                    await stack.enter_async_context(watched_loop())
                 for module in modules:
                     if module.lifespan is not None:
                         await stack.enter_async_context(module.lifespan(context))

@@ -38,9 +38,13 @@ class Batcher(Generic[K, R]):
         most: int = 1_000,
         longest_queue: int = 20_000,
         seconds: float = 3.0,
+        weigh: Callable[[K], int] = lambda key: 0,
+        heaviest: int = 1_048_576,
     ) -> None:
         """`most` keys share a batch, which has so many `seconds` for itself.
 
+        Together they `weigh` no more than the `heaviest` batch may, but for one alone:
+        what is long takes long, and all would fail together when that is too long.
         A connection that dies may or may not have done its work; so may a deadlock end
         it. `again`, if given, is then tried once, and must know what is done already.
         """
@@ -49,6 +53,8 @@ class Batcher(Generic[K, R]):
         self._most = most
         self._longest_queue = longest_queue
         self._seconds = seconds
+        self._weigh = weigh
+        self._heaviest = heaviest
         self._waiting: list[Waiter[K, R]] = []
         self._worker: asyncio.Task[None] | None = None
 
@@ -80,11 +86,20 @@ class Batcher(Generic[K, R]):
     async def _work(self) -> None:
         try:
             while self._waiting:
-                batch = self._waiting[: self._most]
-                del self._waiting[: self._most]
+                count = self._next_size()
+                batch = self._waiting[:count]
+                del self._waiting[:count]
                 await self._settle([(k, f) for k, f in batch if not f.done()])
         finally:
             self._worker = None
+
+    def _next_size(self) -> int:
+        weight = 0
+        for count, (key, _) in enumerate(self._waiting[: self._most]):
+            weight += self._weigh(key)
+            if count and weight > self._heaviest:
+                return count
+        return min(len(self._waiting), self._most)
 
     async def _settle(self, batch: Sequence[Waiter[K, R]]) -> None:
         if not batch:

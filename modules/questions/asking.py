@@ -262,28 +262,30 @@ class Asking:
         """Store an outcome, even if whoever waits for it is cancelled."""
         try:
             settled = await asyncio.shield(self._settling.submit(outcome, seconds))
-            return settled or await self._fate(outcome)
+            row = None if settled is not None else await self._stored(outcome)
         except Unavailable as error:
             raise NotStored(question_id=outcome.question_id) from error
+        # Apart: what it may raise is unavailable too, but is what is stored.
+        return settled or _fate(outcome, row)
 
-    async def _fate(self, outcome: Outcome) -> Settled:
-        """What has become of a question that was pending no more."""
+    async def _stored(self, outcome: Outcome) -> Any | None:
+        """What there is of a question that was pending no more."""
         async with self._db.reading() as session:
-            row = await repository.find(session, outcome.question_id, outcome.user_id)
-        if row is None:
-            raise QuestionWithdrawn
-        is_ours = (row.status, row.answer, row.error_code) == (
-            outcome.status,
-            outcome.answer,
-            outcome.error_code,
-        )
-        if not is_ours:
-            # Too late: it was taken for lost, and what is final stays so.
-            fields = {"question_id": row.id, "status": row.status}
-            log.warning("question.answered_too_late", extra=fields)
-            raise failure(row.error_code or "", row.id, row.attempts or ())
-        # Stored by a connection that died before it could say so.
-        return Settled(row.answered_at)
+            return await repository.find(session, outcome.question_id, outcome.user_id)
+
+
+def _fate(outcome: Outcome, row: Any | None) -> Settled:
+    """What to make of an end that came before this one; raises it, if it is another."""
+    if row is None:
+        raise QuestionWithdrawn
+    stored = (row.status, row.answer, row.error_code)
+    if stored != (outcome.status, outcome.answer, outcome.error_code):
+        # Too late: it was taken for lost, and what is final stays so.
+        fields = {"question_id": row.id, "status": row.status}
+        log.warning("question.answered_too_late", extra=fields)
+        raise failure(row.error_code or "", row.id, row.attempts or ())
+    # Stored by a connection that died before it could say so.
+    return Settled(row.answered_at)
 
 
 class _End(NamedTuple):

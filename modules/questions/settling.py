@@ -31,8 +31,14 @@ class Settling:
         first time: None when the question is pending no more, Unavailable when it is
         not stored yet. It must not be cancelled.
         """
-        until = asyncio.get_running_loop().time() + seconds
-        future = self._batcher.submit(outcome)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        try:
+            future = self._batcher.submit(outcome)
+        except Unavailable as error:
+            # Too many wait. It is kept as if its turn had come, and failed.
+            future = loop.create_future()
+            future.set_exception(error)
         future.add_done_callback(lambda done: self._look_at(done, outcome, until))
         return future
 

@@ -67,9 +67,11 @@ class Writing:
         """A question is taken for lost when it is pending after `deadline_seconds`."""
         self._db = db
         self._sql = statements(db.dialect, limits, deadline_seconds)
-        self.adding = Batcher(self._add, again=self._add_the_rest, most=200)
-        # Fewer: an answer may have hundreds of kilobytes.
-        self.settling = Batcher(self._settle, again=self._settle, most=100)
+        self.adding = Batcher(self._add, again=self._add_again, most=200)
+        # An answer may have hundreds of kilobytes.
+        self.settling = Batcher(
+            self._settle, again=self._settle, most=100, weigh=_length
+        )
 
     async def drain(self) -> None:
         """Wait until nothing is under way."""
@@ -92,27 +94,23 @@ class Writing:
                 found = await _write(connection, sql.add, rows, sql.count)
         return _by_key(questions, found)
 
-    async def _add_the_rest(
+    async def _add_again(
         self, questions: Sequence[NewQuestion]
     ) -> Mapping[NewQuestion, Added]:
-        """The same again, when nobody knows whether the first time was committed."""
-        stored = await self._stored(questions)
-        if rest := [question for question in questions if question not in stored]:
-            stored |= await self._add(rest)
-        # The first time may have been committed just before the second was done.
-        if rest := [question for question in questions if question not in stored]:
-            stored |= await self._stored(rest)
-        return stored
+        """The same again, when nobody knows whether the first time was committed.
 
-    async def _stored(
-        self, questions: Sequence[NewQuestion]
-    ) -> dict[NewQuestion, Added]:
-        """Those that are there already, by our own keys."""
-        keys = [question.idempotency_key for question in questions]
-        users = [question.user_id for question in questions]
+        What is there already is not added, and ours all the same. It is looked for
+        last: the first time may be under way still, and the second has waited for it.
+        """
+        added = dict(await self._add(questions))
+        missing = [question for question in questions if question not in added]
+        if not missing:
+            return added
+        keys = [question.idempotency_key for question in missing]
+        users = [question.user_id for question in missing]
         async with self._db.reading() as session:
             found = await repository.find_by_keys(session, users, keys)
-        return _by_key(questions, found)
+        return added | _by_key(missing, found)
 
     async def _settle(self, outcomes: Sequence[Outcome]) -> Mapping[Outcome, Settled]:
         """Move pending questions to their ends; what is missing is pending no more."""
@@ -139,6 +137,10 @@ def _by_key(
         for question in questions
         if question.idempotency_key in added
     }
+
+
+def _length(outcome: Outcome) -> int:
+    return len(outcome.answer or "")
 
 
 def _rows(items: Sequence[object], fields: Mapping[str, str]) -> str:

@@ -277,3 +277,17 @@ def test_everybody_gets_what_the_model_says(
         await batcher.drain()
 
     asyncio.run(play())
+
+
+async def test_F43_what_is_heavy_shares_a_batch_with_little() -> None:
+    """Or a hundred long answers would take too long to store, and all would fail."""
+    batches: list[list[int]] = []
+
+    async def work(keys: Sequence[int]) -> Mapping[int, int]:
+        batches.append(list(keys))
+        return {key: key for key in keys}
+
+    batcher = Batcher(work, weigh=lambda key: key, heaviest=10)
+    found = await asyncio.gather(*map(batcher.find, (5, 4, 3, 20, 1, 9, 2)))
+    assert found == [5, 4, 3, 20, 1, 9, 2]
+    assert batches == [[5, 4], [3], [20], [1, 9], [2]]

@@ -228,35 +228,3 @@ async def test_U34_who_finds_no_place_is_told_when_to_come_again(
         assert (stored["status"], stored["error_code"]) == ("failed", "busy")
         release.set()
         assert (await first).status_code == 201
-
-
-@pytest.mark.parametrize("path", ["/questions", "/questions/stream"])
-async def test_U36_who_hangs_up_while_waiting_for_a_place_leaves_the_queue(
-    tmp_path: Path,
-    databases: Databases,
-    database_kind: str,
-    upstream: Upstream,
-    path: str,
-) -> None:
-    async with (
-        one_place(
-            tmp_path, databases, database_kind, upstream, "wait_seconds = 30"
-        ) as api,
-        upstream.stalled() as release,
-    ):
-        ada, eve = await api.account(), await api.account()
-        first = asyncio.create_task(api.ask(ada, "First?"))
-        await upstream.asked()
-        body = {"content": "Second?"}
-        waiting = asyncio.create_task(api.http.post(path, json=body, headers=eve.auth))
-        while not await api.newest(eve):
-            await asyncio.sleep(0.01)
-        waiting.cancel()
-        async with asyncio.timeout(1):
-            while (left := (await api.newest(eve))[0])["status"] == "pending":
-                await asyncio.sleep(0.01)
-        assert (left["status"], left["error_code"]) == ("interrupted", "client_gone")
-        assert len(upstream.requests) == 1
-        release.set()
-        assert (await first).status_code == 201
-        assert (await api.ask(eve, "Third?")).status_code == 201

@@ -2,10 +2,11 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -14,7 +15,16 @@ from core.testing import Running
 from tests.conftest import assert_no_secret_in, served
 from tests.support.api import Account, Api, assert_problem
 from tests.support.config import write_config
-from tests.support.upstream import Received, Upstream, Wire, answers
+from tests.support.upstream import (
+    STREAM_HEAD,
+    Received,
+    Upstream,
+    Wire,
+    answers,
+    deltas,
+    ending,
+    framed,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +47,35 @@ async def refuses(wire: Wire, received: Received) -> None:
     await wire.respond(status="500 Internal Server Error")
 
 
-async def test_no_connection_is_held_while_the_model_thinks(
-    api: Api, ada: Account, upstream: Upstream
+@pytest.mark.parametrize("path", ["/questions", "/questions/stream"])
+async def test_A12_no_connection_is_held_while_the_model_thinks(
+    api: Api, ada: Account, upstream: Upstream, path: str
 ) -> None:
-    async with upstream.stalled() as release, asyncio.TaskGroup() as tasks:
-        asking = [tasks.create_task(api.ask(ada, f"Number {n}?")) for n in range(20)]
+    release = asyncio.Event()
+
+    async def think(wire: Wire, received: Received) -> None:
+        if path == "/questions":
+            await release.wait()
+            await answers(wire, received)
+            return
+        await wire.send(STREAM_HEAD, *map(framed, deltas("Half ")))
+        await release.wait()
+        await wire.send(*map(framed, (*deltas("an answer"), *ending())), "0\r\n\r\n")
+
+    def ask(number: int) -> Coroutine[Any, Any, httpx.Response]:
+        body = {"content": f"Number {number}?"}
+        return api.http.post(path, json=body, headers=ada.auth)
+
+    async with upstream.behaving(think), asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(ask(n)) for n in range(20)]
         await upstream.asked(20)
         async with asyncio.timeout(1):
             assert (await api.get("/users/me", ada)).status_code == 200
             assert [q["status"] for q in await api.newest(ada)] == ["pending"] * 3
         assert not any(task.done() for task in asking)
         release.set()
-    assert [task.result().status_code for task in asking] == [201] * 20
+    status = 201 if path == "/questions" else 200
+    assert [task.result().status_code for task in asking] == [status] * 20
     assert [q["status"] for q in await api.newest(ada)] == ["answered"] * 3
 
 
@@ -127,66 +154,6 @@ async def test_how_many_last_questions_are_shown_is_configurable(
         ]
 
 
-@pytest.mark.parametrize("behaviour", [answers, refuses])
-async def test_F34_A24_a_question_whose_owner_left_meanwhile_is_gone(
-    api: Api,
-    ada: Account,
-    admin: Account,
-    upstream: Upstream,
-    service: Running,
-    behaviour: Any,
-) -> None:
-    async with upstream.stalled() as release:
-        asking = asyncio.create_task(api.ask(ada, "Why?"))
-        await upstream.asked()
-        async with asyncio.timeout(2):
-            gone = await api.http.delete("/users/me", headers=ada.auth)
-        assert gone.status_code == 204
-        assert not asking.done()
-        release.set()
-        assert_problem(await asking, 410, "question_withdrawn")
-    left = (await api.get("/questions", admin, user_id=ada.id)).json()
-    assert left["items"] == []
-    async with service.service(Database).reading() as session:
-        count = text("SELECT COUNT(*) FROM questions WHERE user_id = :user_id")
-        assert await session.scalar(count, {"user_id": ada.id}) == 0
-
-
-async def start_by_hand(api: Api, who: Account) -> asyncio.StreamWriter:
-    """Send a question over a socket, to be able to close it in every way."""
-    host, port = api.http.base_url.host, api.http.base_url.port
-    _, writer = await asyncio.open_connection(host, port)
-    body = b'{"content": "Who waits?"}'
-    head = (
-        f"POST /questions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
-        f"Content-Type: application/json\r\nAuthorization: Bearer {who.token}\r\n\r\n"
-    )
-    writer.write(head.encode() + body)
-    return writer
-
-
-@pytest.mark.parametrize("by_reset", [False, True], ids=["closed", "reset"])
-async def test_U36_a_client_that_hangs_up_is_not_answered_at_the_models_price(
-    api: Api, ada: Account, upstream: Upstream, by_reset: bool
-) -> None:
-    upstream_was_left = asyncio.Event()
-
-    async def wait_for_the_end(wire: Wire, received: Received) -> None:
-        await wire.closed_by_client()
-        upstream_was_left.set()
-
-    async with upstream.behaving(wait_for_the_end):
-        client = await start_by_hand(api, ada)
-        await upstream.asked()
-        client.transport.abort() if by_reset else client.close()
-        async with asyncio.timeout(1):
-            await upstream_was_left.wait()
-    question = await api.settled(ada)
-    assert question["status"] == "interrupted"
-    assert question["error_code"] == "client_gone"
-    assert question["answer"] is None
-
-
 async def test_fifty_askers_at_once_each_get_their_own_answer(
     api: Api, upstream: Upstream
 ) -> None:
@@ -241,27 +208,3 @@ async def test_F35_a_question_waits_for_its_askers_deletion_and_then_is_refused(
     refused, answer = await asyncio.gather(*asking)
     assert_problem(refused, 401, "invalid_token")
     assert answer.status_code == 201, answer.text
-
-
-LOCKS = {
-    "sqlite": "SELECT 1",  # its BEGIN IMMEDIATE is enough
-    "postgresql": "LOCK TABLE questions IN ACCESS EXCLUSIVE MODE",
-}
-
-
-async def test_F18_an_answer_that_cannot_be_stored_is_not_told_as_one(
-    api: Api, ada: Account, upstream: Upstream, service: Running, database_kind: str
-) -> None:
-    own = Database(service.service(Database).settings)
-    async with upstream.stalled() as release:
-        asking = asyncio.create_task(api.ask(ada, "Is it kept?"))
-        await upstream.asked()
-        async with own.migrating() as connection:
-            await connection.execute(text(LOCKS[database_kind]))
-            release.set()
-            problem = assert_problem(await asking, 503, "not_stored")
-            await connection.rollback()
-    await own.close()
-    (question,) = await api.newest(ada)
-    assert problem["question_id"] == question["id"]
-    assert question["answer"] is None

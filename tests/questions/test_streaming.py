@@ -2,19 +2,16 @@
 
 import asyncio
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
-from core.db import Database
-from core.testing import Running
 from providers.failover import FailoverChat
 from tests.conftest import Databases, served
 from tests.support.api import Account, Api, assert_problem, events_of
 from tests.support.config import write_config
+from tests.support.leaver import asking
 from tests.support.upstream import (
     STREAM_HEAD,
     Received,
@@ -214,36 +211,6 @@ async def test_once_committed_a_failure_is_an_event(
     assert (await impatient.settled(ada))["error_code"] == "provider_auth"
 
 
-@pytest.mark.parametrize("said", [[], ["Half an ", "answer"]], ids=["before", "mid"])
-async def test_U36_a_reader_who_hangs_up_ends_the_call_and_keeps_what_came(
-    api: Api, ada: Account, upstream: Upstream, service: Running, said: list[str]
-) -> None:
-    model = Told()
-    async with upstream.behaving(model):
-        if said:
-            model.says(*said)
-            async with api.reading(ada, "Going?") as reading:
-                told = ""
-                while told != "".join(said):
-                    event = await reading.next()
-                    told += event.data.get("text", "")
-        else:
-            asking = asyncio.create_task(api.read(ada, "Going?"))
-            await upstream.asked()
-            asking.cancel()
-        async with asyncio.timeout(1):
-            await model.was_left.wait()
-        question = await api.settled(ada)
-    assert (question["status"], question["error_code"]) == (
-        "interrupted",
-        "client_gone",
-    )
-    assert question["answer"] == ("".join(said) or None)
-    assert [a["outcome"] for a in question["attempts"]] == ["cancelled"]
-    backends = service.service(FailoverChat).backends
-    assert [backend.bulkhead.in_flight for backend in backends] == [0]
-
-
 async def test_U37_a_reader_who_does_not_read_slows_the_model_down(
     tmp_path: Path, databases: Databases, database_kind: str, upstream: Upstream
 ) -> None:
@@ -263,7 +230,9 @@ async def test_U37_a_reader_who_does_not_read_slows_the_model_down(
 
     async with served(file) as (found, api), upstream.behaving(say_much):
         ada = await api.account()
-        writer = await start_by_hand(api, ada)
+        client = await asking(
+            api, ada, "Tell me everything.", "/questions/stream", room=4_096
+        )
         question = await api.settled(ada)
         # What fits into the socket, and a long way from all there was to read.
         assert 0 < len(question["answer"]) < 900_000
@@ -273,65 +242,7 @@ async def test_U37_a_reader_who_does_not_read_slows_the_model_down(
         )
         (backend,) = found.service(FailoverChat).backends
         assert (backend.bulkhead.in_flight, backend.last_error) == (0, None)
-        writer.transport.abort()
-
-
-async def start_by_hand(api: Api, who: Account) -> asyncio.StreamWriter:
-    """Ask over a socket of little room that nobody reads from."""
-    bare = socket.socket()
-    bare.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-    bare.setblocking(False)
-    host, port = api.http.base_url.host, api.http.base_url.port
-    await asyncio.get_running_loop().sock_connect(bare, (host, port))
-    _, writer = await asyncio.open_connection(sock=bare, limit=1_024)
-    body = b'{"content": "Tell me everything."}'
-    head = (
-        f"POST /questions/stream HTTP/1.1\r\nHost: {host}\r\n"
-        f"Content-Length: {len(body)}\r\nContent-Type: application/json\r\n"
-        f"Authorization: Bearer {who.token}\r\n\r\n"
-    )
-    writer.write(head.encode() + body)
-    return writer
-
-
-async def test_F34_A24_a_stream_whose_owner_left_ends_with_that(
-    api: Api, ada: Account, upstream: Upstream
-) -> None:
-    model = Told()
-    async with upstream.behaving(model):
-        model.says("Half an ")
-        async with api.reading(ada, "Why?") as reading:
-            await reading.next()
-            gone = await api.http.delete("/users/me", headers=ada.auth)
-            assert gone.status_code == 204
-            model.ends()
-            *_, error = await reading.rest()
-    assert (error.name, error.data["code"]) == ("error", "question_withdrawn")
-    assert error.data["status"] == 410
-
-
-LOCKS = {
-    "sqlite": "SELECT 1",  # its BEGIN IMMEDIATE is enough
-    "postgresql": "LOCK TABLE questions IN ACCESS EXCLUSIVE MODE",
-}
-
-
-async def test_F18_a_stream_whose_answer_cannot_be_stored_is_not_done(
-    api: Api, ada: Account, upstream: Upstream, service: Running, database_kind: str
-) -> None:
-    own, model = Database(service.service(Database).settings), Told()
-    async with upstream.behaving(model):
-        model.says("Lost?")
-        async with api.reading(ada, "Is it kept?") as reading:
-            meta = await reading.next()
-            async with own.migrating() as connection:
-                await connection.execute(text(LOCKS[database_kind]))
-                model.ends()
-                *_, error = await reading.rest()
-                await connection.rollback()
-    await own.close()
-    assert (error.name, error.data["code"]) == ("error", "not_stored")
-    assert error.data["question_id"] == meta.data["id"]
+        client.hang_up(by_reset=True)
 
 
 async def test_a_plain_question_is_not_streamed_from_the_model(

@@ -1,0 +1,94 @@
+"""An event loop that is blocked: everybody waits, somebody tells, nothing dies."""
+
+import asyncio
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from core.watchdog import watched_loop
+from tests.conftest import Databases
+from tests.support import packages
+from tests.support.api import Api
+from tests.support.config import write_config
+from tests.support.process import serving
+
+MODULE = """
+    from core.module import Module
+
+    MODULE = Module(name="blocks", router="blocks_plugin.router")
+"""
+ROUTER = """
+    import time
+
+    from fastapi import APIRouter
+
+    router = APIRouter(prefix="/blocks", tags=["blocks"])
+
+
+    @router.get("")
+    async def block() -> str:
+        time.sleep(1.2)
+        return "done"
+"""
+
+
+def blocked(caplog: pytest.LogCaptureFixture) -> list[int]:
+    found = (vars(r) for r in caplog.records if r.message == "loop.blocked")
+    return [record["ms"] for record in found]
+
+
+async def test_F42_a_blocked_loop_is_told_of_once_with_how_long(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with watched_loop():
+        await asyncio.sleep(0.01)
+        time.sleep(1)
+        await asyncio.sleep(0.01)
+        (ms,) = blocked(caplog)
+        assert 500 <= ms <= 1_000
+
+
+async def test_F42_a_short_delay_is_not_worth_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with watched_loop():
+        await asyncio.sleep(0.01)
+        time.sleep(0.3)
+        await asyncio.sleep(0.01)
+    assert blocked(caplog) == []
+
+
+async def test_F42_a_server_that_was_blocked_lives_on_and_is_ready(
+    databases: Databases, tmp_path: Path
+) -> None:
+    packages.install(
+        tmp_path,
+        "blocks",
+        "1.0",
+        entry_points="[vopros.modules]\nblocks = blocks_plugin:MODULE",
+        files={"blocks_plugin/__init__.py": MODULE, "blocks_plugin/router.py": ROUTER},
+    )
+    file = write_config(
+        tmp_path / "app.toml",
+        await databases.migrated("sqlite"),
+        modules='enabled = ["auth", "blocks"]',
+        log='format = "json"',
+    )
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    with serving("--config", file, env={"PYTHONPATH": path}) as server:
+        api = Api(server.url)
+        blocking = asyncio.create_task(api.get("/blocks"))
+        answers = [await api.get("/health/live"), await blocking]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        async with asyncio.timeout(5):
+            while (await api.get("/health/ready")).status_code != 200:
+                await asyncio.sleep(0.1)
+            while "loop.blocked" not in server.log:
+                await asyncio.sleep(0.02)
+        assert server.process.poll() is None
+        await api.close()
+    lines = [json.loads(line) for line in server.log.splitlines() if "{" in line]
+    assert any(x.get("event") == "loop.blocked" and x["ms"] >= 500 for x in lines)
