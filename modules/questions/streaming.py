@@ -177,8 +177,12 @@ async def _bounded(asking: asyncio.Task[Asked]) -> AsyncIterator[None]:
     """Once all is said and stored, even the slowest reader has had its time."""
     loop = asyncio.get_running_loop()
 
+    has_left = False
+
     def set_limit(_: object) -> None:
-        limit.reschedule(loop.time() + _LAST_SECONDS)
+        # One that is due already is called, though it has been removed.
+        if not has_left:
+            limit.reschedule(loop.time() + _LAST_SECONDS)
 
     try:
         async with asyncio.timeout(None) as limit:
@@ -186,6 +190,7 @@ async def _bounded(asking: asyncio.Task[Asked]) -> AsyncIterator[None]:
             try:
                 yield
             finally:
+                has_left = True
                 asking.remove_done_callback(set_limit)
     except TimeoutError:
         raise ClientGone from None
