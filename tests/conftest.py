@@ -106,8 +106,10 @@ async def connected(url: str, **settings: Any) -> AsyncIterator[Database]:
     database = Database(DatabaseSettings.model_validate({"url": url, **settings}))
     if database.sqlite_path is not None:
         database.sqlite_path.parent.mkdir(parents=True, exist_ok=True)
-    yield database
-    await database.close()
+    try:
+        yield database
+    finally:
+        await database.close()
 
 
 @pytest.fixture
