@@ -262,28 +262,15 @@ class Asking:
         """Store an outcome, even if whoever waits for it is cancelled."""
         try:
             settled = await asyncio.shield(self._settling.submit(outcome, seconds))
-            return settled or await self._fate(outcome)
+            if settled is not None:
+                return settled
+            async with self._db.reading() as session:
+                row = await repository.find(
+                    session, outcome.question_id, outcome.user_id
+                )
         except Unavailable as error:
             raise NotStored(question_id=outcome.question_id) from error
-
-    async def _fate(self, outcome: Outcome) -> Settled:
-        """What has become of a question that was pending no more."""
-        async with self._db.reading() as session:
-            row = await repository.find(session, outcome.question_id, outcome.user_id)
-        if row is None:
-            raise QuestionWithdrawn
-        is_ours = (row.status, row.answer, row.error_code) == (
-            outcome.status,
-            outcome.answer,
-            outcome.error_code,
-        )
-        if not is_ours:
-            # Too late: it was taken for lost, and what is final stays so.
-            fields = {"question_id": row.id, "status": row.status}
-            log.warning("question.answered_too_late", extra=fields)
-            raise failure(row.error_code or "", row.id, row.attempts or ())
-        # Stored by a connection that died before it could say so.
-        return Settled(row.answered_at)
+        return _settled_before(outcome, row)
 
 
 class _End(NamedTuple):
@@ -318,6 +305,26 @@ def _broken_off(code: str, error: Exception, progress: Progress) -> _End:
 def _partial(status: Status, code: str, progress: Progress) -> Mapping[str, Any]:
     # Half an answer is worth keeping: somebody may have read it, and it was paid for.
     return {"status": status, "error_code": code, "answer": progress.text or None}
+
+
+def _settled_before(outcome: Outcome, row: Any | None) -> Settled:
+    """What has become of a question that was pending no more; raises what is not ours.
+
+    Too late means that it was taken for lost, and what is final stays so.
+    """
+    if row is None:
+        raise QuestionWithdrawn
+    is_ours = (row.status, row.answer, row.error_code) == (
+        outcome.status,
+        outcome.answer,
+        outcome.error_code,
+    )
+    if not is_ours:
+        fields = {"question_id": row.id, "status": row.status}
+        log.warning("question.answered_too_late", extra=fields)
+        raise failure(row.error_code or "", row.id, row.attempts or ())
+    # Stored by a connection that died before it could say so.
+    return Settled(row.answered_at)
 
 
 def _ended(row: Any) -> Question:
