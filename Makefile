@@ -7,7 +7,7 @@ LOCKS := requirements.lock requirements-dev.lock requirements-local.lock
 LOCK := pip compile --quiet --no-annotate --universal --python-version 3.11 --generate-hashes --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-browser check lock check-locks format migrate \
+.PHONY: help run install test test-browser soak check lock check-locks format migrate \
 	revision bench docker-check
 
 help: ## Say what there is
@@ -24,6 +24,9 @@ test: .venv/.dev .venv/.local ## Run the tests on SQLite and PostgreSQL
 
 test-browser: .venv/.dev .venv/.local ## Run the tests that need Chromium
 	$(BIN)/python -m pytest -m browser
+
+soak: .venv/.dev ## Run at full length what the tests only begin (half an hour)
+	$(BIN)/python -m pytest -m soak --soak
 
 check: .venv/.dev check-locks ## Format, lint, types, borders, locks
 	$(BIN)/black --check --quiet .

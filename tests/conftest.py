@@ -24,6 +24,16 @@ from tests.support.upstream import KEY, Upstream, upstream_of_its_own
 DATABASES = ("sqlite", "postgresql")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run soaks at full length")
+
+
+@pytest.fixture(scope="session")
+def is_soak(request: pytest.FixtureRequest) -> bool:
+    """Whether a test that is marked `soak` runs at its full length."""
+    return bool(request.config.getoption("soak"))
+
+
 class Databases:
     """Fresh, migrated databases of either kind, copied from one template each."""
 
@@ -96,8 +106,10 @@ async def connected(url: str, **settings: Any) -> AsyncIterator[Database]:
     database = Database(DatabaseSettings.model_validate({"url": url, **settings}))
     if database.sqlite_path is not None:
         database.sqlite_path.parent.mkdir(parents=True, exist_ok=True)
-    yield database
-    await database.close()
+    try:
+        yield database
+    finally:
+        await database.close()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -19,6 +20,7 @@ from tests.support.api import PASSWORD, Api, assert_problem
 from tests.support.config import write_config
 from tests.support.process import serving
 from tests.support.upstream import (
+    KEY,
     STREAM_HEAD,
     Received,
     Upstream,
@@ -208,6 +210,71 @@ async def test_F05_an_application_that_closes_tells_whoever_waits(
     assert await outcomes(file) == [("interrupted", "server_shutdown")]
 
 
+async def let_in_nobody(api: Api) -> None:
+    """Until nobody new is let in; whoever comes before that is answered as ever."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                async with httpx.AsyncClient(trust_env=False, verify=False) as new:
+                    await new.get(f"{api.url}/health/live")
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
+                return
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_F07_F06_nobody_new_is_kept_waiting_while_the_last_are_answered(
+    tmp_path: Path, databases: Any, upstream: Upstream, workers: int
+) -> None:
+    """Nor are those cut off because it is told twice, as by a parent and a group."""
+    file = write_config(
+        tmp_path / "app.toml",
+        await databases.migrated("postgresql"),
+        upstream.base_url,
+        server=f"shutdown_seconds = 20\nworkers = {workers}",
+    )
+    async with upstream.stalled() as release:
+        with serving("--config", file) as child:
+            api, idle = Api(child.url), Api(child.url)
+            asking = asyncio.create_task(api.ask(await api.account(), "In time?"))
+            await upstream.asked()
+            # A connection that is kept and has nothing to do.
+            await idle.get("/health/live")
+            child.process.terminate()
+            await let_in_nobody(api)
+            child.process.terminate()
+            async with asyncio.timeout(5):
+                with pytest.raises((httpx.NetworkError, httpx.RemoteProtocolError)):
+                    await idle.get("/health/live")
+            assert not asking.done()
+            release.set()
+            assert (await asking).status_code == 201
+            await api.close()
+            await idle.close()
+            assert await asyncio.to_thread(child.ended) == 0, child.log
+    assert await outcomes(file) == [("answered", None)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"), [("sqlite", "SIGINT"), ("postgresql", "SIGTERM")]
+)
+async def test_F06_whoever_will_not_wait_is_not_kept_and_all_is_stored(
+    tmp_path: Path, databases: Any, upstream: Upstream, kind: str, first: str
+) -> None:
+    file = await configured(tmp_path, databases, kind, upstream, seconds=600)
+    async with upstream.stalled():
+        with serving("--config", file) as child:
+            api = Api(child.url)
+            asking = asyncio.create_task(api.ask(await api.account(), "For long?"))
+            await upstream.asked()
+            child.process.send_signal(signal.Signals[first])
+            await let_in_nobody(api)
+            child.process.send_signal(signal.SIGINT)
+            assert_problem(await asking, 503, "server_shutdown")
+            await api.close()
+            assert await asyncio.to_thread(child.ended) == 0, child.log
+    assert await outcomes(file) == [("interrupted", "server_shutdown")]
+
+
 LOCKS = {
     "sqlite": "SELECT 1",  # its BEGIN IMMEDIATE is enough
     "postgresql": "LOCK TABLE questions IN ACCESS EXCLUSIVE MODE",
@@ -243,3 +310,39 @@ async def test_F05_an_answer_that_is_being_stored_is_stored_before_the_end(
     await own.close()
     await asyncio.gather(asking, return_exceptions=True)
     assert await outcomes(file) == [("answered", None)]
+
+
+async def test_F06_what_could_not_be_stored_before_the_end_is_interrupted_at_the_next(
+    tmp_path: Path, databases: Any, database_kind: str, upstream: Upstream
+) -> None:
+    """Told to end again and again while it waits for a database that is locked."""
+    file = await configured(tmp_path, databases, database_kind, upstream, seconds=600)
+    own = Database(load_settings(file, {}).section(DatabaseSettings))
+    async with upstream.stalled():
+        with serving("--config", file) as child:
+            api = Api(child.url)
+            ada = await api.account()
+            asking = asyncio.create_task(api.ask(ada, "For long?"))
+            await upstream.asked()
+            async with own.migrating() as connection:
+                await connection.execute(text(LOCKS[database_kind]))
+                child.process.terminate()
+                async with asyncio.timeout(30):
+                    while child.process.poll() is None:
+                        await asyncio.sleep(0.3)
+                        child.process.send_signal(signal.SIGINT)
+                await connection.rollback()
+            await asyncio.gather(asking, return_exceptions=True)
+            await api.close()
+            child.ended()
+    for secret in (PASSWORD, ada.token[:20], KEY):
+        assert secret not in child.log
+    assert await outcomes(file) == [("pending", None)]
+    async with own.transaction() as session:
+        await session.execute(text("UPDATE questions SET deadline_at = asked_at"))
+    async with running(file):
+        async with asyncio.timeout(10):
+            while await outcomes(file) == [("pending", None)]:
+                await asyncio.sleep(0.05)
+    await own.close()
+    assert await outcomes(file) == [("interrupted", "owner_lost")]

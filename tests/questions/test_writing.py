@@ -53,6 +53,6 @@ async def test_an_insert_that_goes_on_without_its_connection_is_found(
             first = asyncio.create_task(writing._add([new]))
             await waiting(database, 1)
             # As the batcher does once it has lost the connection of the first.
-            again = asyncio.create_task(writing._add_the_rest([new]))
+            again = asyncio.create_task(writing._add_again([new]))
             await waiting(database, 2)
         assert await first == await again != {}
