@@ -4,13 +4,13 @@ import asyncio
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.conftest import Databases
 from tests.support.api import Account, Api
 from tests.support.config import write_config
 from tests.support.leaver import asking
 from tests.support.process import serving
-from tests.support.soak import scaled
 from tests.support.upstream import (
     STREAM_HEAD,
     Received,
@@ -21,7 +21,7 @@ from tests.support.upstream import (
     framed,
 )
 
-STREAMS = scaled(ci=100, soak=500)
+_STREAMS, _STREAMS_IN_A_SOAK = 100, 500
 _LONGEST_ANSWER_BYTES = 262_144
 # Two bytes a letter, in UTF-8 and in memory alike.
 _PIECE = "ж" * 2_048
@@ -32,9 +32,15 @@ _STORING_MIB = 64
 """A batch of answers, in the forms it takes on its way to the database, and code."""
 
 
+@pytest.mark.soak
 async def test_F43_memory_is_bounded_by_the_answers_in_flight(
-    tmp_path: Path, databases: Databases, database_kind: str, upstream: Upstream
+    tmp_path: Path,
+    databases: Databases,
+    database_kind: str,
+    upstream: Upstream,
+    is_soak: bool,
 ) -> None:
+    streams = _STREAMS_IN_A_SOAK if is_soak else _STREAMS
     url = await databases.migrated(database_kind)
     file = write_config(tmp_path / "app.toml", url, upstream.base_url)
     release, said = asyncio.Event(), 0
@@ -66,17 +72,17 @@ async def test_F43_memory_is_bounded_by_the_answers_in_flight(
         process = psutil.Process(server.process.pid)
         before = process.memory_info().rss
         async with upstream.behaving(say_all), asyncio.timeout(300):
-            readers = [asyncio.create_task(read(api, ada)) for _ in range(STREAMS)]
-            while said < STREAMS:
+            readers = [asyncio.create_task(read(api, ada)) for _ in range(streams)]
+            while said < streams:
                 await asyncio.sleep(0.05)
             release.set()
             ended = await asyncio.gather(*readers)
         grown = highest(server.process.pid) - before
         newest = await api.newest(ada)
         await api.close()
-    assert ended == [True] * STREAMS, server.log
+    assert ended == [True] * streams, server.log
     assert newest[0]["answer"] == _PIECE * _PIECES
-    answers = STREAMS * _LONGEST_ANSWER_BYTES
+    answers = streams * _LONGEST_ANSWER_BYTES
     assert grown < _FACTOR * answers + _STORING_MIB * 2**20
 
 

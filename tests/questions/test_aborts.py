@@ -20,7 +20,6 @@ from tests.conftest import served
 from tests.support.api import Account, Api
 from tests.support.config import write_config
 from tests.support.leaver import asking
-from tests.support.soak import scaled
 from tests.support.upstream import (
     STREAM_HEAD,
     Received,
@@ -32,7 +31,7 @@ from tests.support.upstream import (
     framed,
 )
 
-ABORTS = scaled(ci=500, soak=5_000)
+_ABORTS, _ABORTS_IN_A_SOAK = 500, 5_000
 _AT_A_TIME = 25
 _NONCE = re.compile(rb"Answer to: ([0-9a-f]{32})")
 
@@ -102,13 +101,16 @@ class Crowd:
                 assert int(found[1]) == who.id
 
 
+@pytest.mark.soak
 async def test_F16_A04_aborts_lose_no_connection_and_mix_up_no_answers(
     api: Api,
     service: Running,
     upstream: Upstream,
     database_kind: str,
     caplog: pytest.LogCaptureFixture,
+    is_soak: bool,
 ) -> None:
+    aborts = _ABORTS_IN_A_SOAK if is_soak else _ABORTS
     caplog.set_level(logging.WARNING)
     people = [await api.account() for _ in range(10)]
     crowd = Crowd(api, people)
@@ -117,11 +119,11 @@ async def test_F16_A04_aborts_lose_no_connection_and_mix_up_no_answers(
         async with upstream.behaving(answers_sooner_or_later):
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(_AT_A_TIME):
-                    tasks.create_task(crowd.come_and_go(ABORTS // _AT_A_TIME))
+                    tasks.create_task(crowd.come_and_go(aborts // _AT_A_TIME))
             await all_ended(database)
     # Chance has seen to both.
-    assert crowd.seen["left"] > ABORTS / 10
-    assert crowd.seen["answered"] > ABORTS / 10
+    assert crowd.seen["left"] > aborts / 10
+    assert crowd.seen["answered"] > aborts / 10
     assert [pool.checkedout() for pool in pools(database)] == [0, 0]
     if database_kind == "postgresql":
         assert await idle_in_transaction(database) == 0
