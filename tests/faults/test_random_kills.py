@@ -5,6 +5,7 @@ A few times here; `make soak` does it as often as is promised.
 
 import asyncio
 import random
+import signal
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -142,6 +143,7 @@ class Fleet:
     def __init__(self, file: Path, size: int) -> None:
         self._file = file
         self._servers: list[ServerProcess | None] = [None] * size
+        self._started: list[asyncio.Task[ServerProcess]] = []
         self.kills = 0
 
     @property
@@ -154,7 +156,10 @@ class Fleet:
 
     async def start(self, place: int, ledger: Ledger) -> None:
         arguments: list[str | Path] = ["--config", self._file]
-        server = await asyncio.to_thread(ServerProcess, *arguments, env=None)
+        starting = asyncio.to_thread(ServerProcess, *arguments, env=None)
+        self._started.append(asyncio.create_task(starting))
+        # A test that fails at this moment must find it, to end it.
+        server = await asyncio.shield(self._started[-1])
         if len(self._servers) == 1:
             # Nobody has asked this one yet, and it is the only one.
             assert await ledger.look() == 0
@@ -181,8 +186,10 @@ class Fleet:
             await self.start(place, ledger)
 
     async def end(self) -> None:
-        for place in self.places:
-            await self.kill(place)
+        for server in await asyncio.gather(*self._started, return_exceptions=True):
+            if isinstance(server, ServerProcess) and server.process.poll() is None:
+                await asyncio.to_thread(server.end, signal.SIGKILL)
+                assert "Traceback" not in server.log, server.log
 
 
 class Asker:
