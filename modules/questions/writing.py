@@ -144,7 +144,8 @@ def _length(outcome: Outcome) -> int:
 
 
 def _rows(items: Sequence[object], fields: Mapping[str, str]) -> str:
-    return json.dumps([[getattr(item, name) for name in fields] for item in items])
+    table = [[getattr(item, name) for name in fields] for item in items]
+    return json.dumps(table, ensure_ascii=False)
 
 
 async def _write(
