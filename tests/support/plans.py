@@ -72,10 +72,6 @@ class Plan:
         )
 
     @property
-    def kinds(self) -> set[str]:
-        return {node["Node Type"] for node in self.nodes}
-
-    @property
     def pages(self) -> int:
         """How many pages were looked at, before any are written.
 
