@@ -144,6 +144,30 @@ def among(
     return column.in_(select(value.c.value))
 
 
+def only(column: SQLColumnExpression[Any], value: Any) -> ColumnElement[bool]:
+    """`column` is `value`, and an order may begin with it all the same.
+
+    Of `==` PostgreSQL knows that ordering by it is vain. It might then walk an index of
+    the rest of the order, through everybody's rows, to find the few of one.
+    """
+    return column == _alone(value)
+
+
+class _alone(FunctionElement[Any]):
+    inherit_cache = True
+
+
+@compiles(_alone)
+def _one_of(element: Any, compiler: Any, **options: Any) -> str:
+    return f"ANY (ARRAY[{compiler.process(element.clauses, **options)}])"
+
+
+@compiles(_alone, "sqlite")
+def _sqlite_one_of(element: Any, compiler: Any, **options: Any) -> str:
+    value: str = compiler.process(element.clauses, **options)
+    return value
+
+
 class DatabaseUnavailable(Unavailable):
     """The database cannot be reached at the moment."""
 

@@ -13,7 +13,7 @@ depends_on = None
 # SQLite rebuilds the table, and would give the numbers of deleted questions again.
 _KEPT = {"sqlite_autoincrement": True}
 _NEWEST_FIRST = (sa.text("asked_at DESC"), sa.text("id DESC"))
-_HAS_ENDED_BADLY = "status IN ('failed', 'interrupted')"
+_UNANSWERED = "status = 'failed' OR status = 'interrupted' OR status = 'pending'"
 _HAS_CLIENT_KEY = "client_key IS NOT NULL"
 
 
@@ -30,15 +30,8 @@ def upgrade() -> None:
         )
     _index("user_id_asked_at", "user_id", *_NEWEST_FIRST)
     _index("asked_at", *_NEWEST_FIRST)
-    _index("ended_badly", "status", *_NEWEST_FIRST, only=_HAS_ENDED_BADLY)
-    _index(
-        "user_id_ended_badly",
-        "user_id",
-        "status",
-        *_NEWEST_FIRST,
-        only=_HAS_ENDED_BADLY,
-    )
-    _index("pending", "user_id", only="status = 'pending'")
+    _index("unanswered", "status", *_NEWEST_FIRST, only=_UNANSWERED)
+    _index("unanswered_user_id", "status", "user_id", *_NEWEST_FIRST, only=_UNANSWERED)
     _index("user_id_client_key", "user_id", "client_key", only=_HAS_CLIENT_KEY)
     _index("client_key_asked_at", "asked_at", only=_HAS_CLIENT_KEY)
     op.drop_index(op.f("ix_questions_user_id_id"), "questions")
@@ -74,9 +67,8 @@ def downgrade() -> None:
     for name in (
         "ix_questions_client_key_asked_at",
         "uq_questions_user_id_client_key",
-        "ix_questions_pending",
-        "ix_questions_user_id_ended_badly",
-        "ix_questions_ended_badly",
+        "ix_questions_unanswered_user_id",
+        "ix_questions_unanswered",
         "ix_questions_asked_at",
         "ix_questions_user_id_asked_at",
     ):

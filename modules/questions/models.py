@@ -132,22 +132,24 @@ def _index(name: str, *columns: Any, only: str = "", unique: bool = False) -> No
 
 
 _NEWEST_FIRST = (QuestionRow.asked_at.desc(), QuestionRow.id.desc())
-_HAS_ENDED_BADLY = "status IN ('failed', 'interrupted')"
+# SQLite knows one term of an OR again when a query has it, but not one of a list.
+_UNANSWERED = "status = 'failed' OR status = 'interrupted' OR status = 'pending'"
 
 # "The last three" of anybody costs the same however long the history is; so does a page
 # of an administrator's list, whatever it is narrowed to. Nearly all questions are
-# answered: those need no index of their own, and the others cost them nothing.
+# answered: those need no index of their own, and cost the others none. Whoever orders
+# by the status first cannot be led through anything but the unanswered, whatever the
+# statistics may be.
 _index("user_id_asked_at", QuestionRow.user_id, *_NEWEST_FIRST)
 _index("asked_at", *_NEWEST_FIRST)
-_index("ended_badly", QuestionRow.status, *_NEWEST_FIRST, only=_HAS_ENDED_BADLY)
+_index("unanswered", QuestionRow.status, *_NEWEST_FIRST, only=_UNANSWERED)
 _index(
-    "user_id_ended_badly",
-    QuestionRow.user_id,
+    "unanswered_user_id",
     QuestionRow.status,
+    QuestionRow.user_id,
     *_NEWEST_FIRST,
-    only=_HAS_ENDED_BADLY,
+    only=_UNANSWERED,
 )
-_index("pending", QuestionRow.user_id, only="status = 'pending'")
 _index(
     "user_id_idempotency_key",
     QuestionRow.user_id,

@@ -8,7 +8,7 @@ from typing import Any, cast
 from sqlalchemy import (
     ColumnElement,
     Select,
-    SQLColumnExpression,
+    String,
     Table,
     delete,
     exists,
@@ -20,8 +20,9 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
-from core.db import BigId, UtcDateTime, among, db_after, db_now
+from core.db import BigId, UtcDateTime, among, db_after, db_now, only
 from modules.questions.models import BudgetRow, QuestionRow, Status, UsageRow
 from modules.users.public import ACCOUNTS
 
@@ -31,8 +32,11 @@ _COLUMNS = tuple(column for column in _T.c if column.key not in _INTERNAL)
 _NEWEST_FIRST = (QuestionRow.asked_at.desc(), QuestionRow.id.desc())
 # Of an older release, which sets no deadline. Longer than any that can be configured.
 _LONG_ASKED_SECONDS = 2 * 60 * 60
-_place = tuple_(QuestionRow.asked_at, QuestionRow.id)
+# In the statement itself: or no plan could know that a partial index will do.
+_LITERAL = {status: literal_column(f"'{status}'", String) for status in Status}
+_PENDING = _LITERAL[Status.PENDING]
 _HAS_CLIENT_KEY = QuestionRow.client_key.is_not(None)
+_place = tuple_(QuestionRow.asked_at, QuestionRow.id)
 
 Place = tuple[datetime, int]
 """When a question was asked, and its id: where it stands in a list."""
@@ -56,7 +60,7 @@ class Used:
 async def used(session: AsyncSession, user_id: int) -> Used:
     """What is counted at this moment; days are of UTC."""
     pending = select(func.count()).where(
-        QuestionRow.user_id == user_id, QuestionRow.status == _literal(Status.PENDING)
+        QuestionRow.user_id == user_id, QuestionRow.status == _PENDING
     )
     now, in_flight = (
         await session.execute(select(db_now(), pending.scalar_subquery()))
@@ -113,9 +117,8 @@ async def may_ask(session: AsyncSession, user_id: int) -> bool:
 
 def newest_of(user_id: int, size: int) -> Select[Any]:
     """The statement of "the last three"; the index has its very order."""
-    owner = QuestionRow.user_id
-    mine = select(*_COLUMNS).where(_only(owner, user_id))
-    return mine.order_by(owner, *_NEWEST_FIRST).limit(size)
+    mine = select(*_COLUMNS).where(_is_only(user_id))
+    return mine.order_by(QuestionRow.user_id, *_NEWEST_FIRST).limit(size)
 
 
 async def newest(session: AsyncSession, user_id: int, size: int) -> Sequence[Any]:
@@ -126,12 +129,10 @@ async def older(
     session: AsyncSession, user_id: int, *, before: Place | None, limit: int
 ) -> Sequence[Any]:
     """A user's questions from before that place, newest first."""
-    # Of a list of one, for the reason that `_only` gives: but here every page but the
-    # first begins in the middle, which a range of users would have to be read up to.
-    dialect = session.get_bind().dialect.name
-    mine = select(*_COLUMNS).where(among(QuestionRow.user_id, [user_id], dialect))
-    ordered = mine.order_by(QuestionRow.user_id, *_NEWEST_FIRST).limit(limit)
-    return (await session.execute(_from(ordered, before))).all()
+    statement = newest_of(user_id, limit)
+    if before is not None:
+        statement = statement.where(_place < _given(before))
+    return (await session.execute(statement)).all()
 
 
 async def find(
@@ -154,20 +155,29 @@ def page_of(
     asked_before: datetime | None,
 ) -> Select[Any]:
     """The statement of a page of anybody's questions; an index has its very order."""
-    statement = select(*_COLUMNS, ACCOUNTS.c.username).join(
-        ACCOUNTS, ACCOUNTS.c.id == QuestionRow.user_id
-    )
-    order: list[SQLColumnExpression[Any]] = []
-    if user_id is not None:
-        statement = statement.where(_only(QuestionRow.user_id, user_id))
-        order.append(QuestionRow.user_id)
-    if status is not None:
-        statement = statement.where(QuestionRow.status == _literal(status))
+    # Asked for at the end, of those alone that are shown.
+    asker = select(ACCOUNTS.c.username).where(ACCOUNTS.c.id == QuestionRow.user_id)
+    statement = select(*_COLUMNS, asker.scalar_subquery().label("username"))
+    if status is None or status is Status.ANSWERED:
+        if status is not None:
+            # Nearly all are: those that are not may be passed over.
+            statement = statement.where(QuestionRow.status == _LITERAL[status])
+        if user_id is not None:
+            statement = statement.where(_is_only(user_id))
+            statement = statement.order_by(QuestionRow.user_id)
+    else:
+        statement = statement.where(only(QuestionRow.status, _LITERAL[status]))
+        statement = statement.order_by(QuestionRow.status)
+        if user_id is not None:
+            statement = statement.where(QuestionRow.user_id == user_id)
     if asked_from is not None:
         statement = statement.where(QuestionRow.asked_at >= asked_from)
-    if asked_before is not None:
+    # Never both: PostgreSQL may begin at the one and read all up to the other.
+    if after is not None and (asked_before is None or after[0] < asked_before):
+        statement = statement.where(_place < _given(after))
+    elif asked_before is not None:
         statement = statement.where(QuestionRow.asked_at < asked_before)
-    return _from(statement.order_by(*order, *_NEWEST_FIRST).limit(limit), after)
+    return statement.order_by(*_NEWEST_FIRST).limit(limit)
 
 
 async def page(session: AsyncSession, **filters: Any) -> Sequence[Any]:
@@ -190,15 +200,12 @@ async def interrupt_overdue(
 
     `is_sole`: no server but this one, which asks nothing yet, could answer them.
     """
-    pending = select(QuestionRow.id).where(
-        QuestionRow.status == _literal(Status.PENDING)
-    )
+    pending = select(QuestionRow.id).where(only(QuestionRow.status, _PENDING))
     if not is_sole:
         long_asked = QuestionRow.asked_at < db_after(-_LONG_ASKED_SECONDS)
         overdue = func.coalesce(QuestionRow.deadline_at < db_now(), long_asked)
         pending = pending.where(overdue)
-    # What is settled or deleted at this moment is left alone.
-    found = pending.limit(limit).with_for_update(skip_locked=True)
+    found = _taken(pending.order_by(QuestionRow.status).limit(limit))
     statement = (
         update(QuestionRow)
         .where(QuestionRow.id.in_(found))
@@ -215,12 +222,12 @@ async def forget_client_keys(
     old = (
         select(QuestionRow.id)
         .where(_HAS_CLIENT_KEY, QuestionRow.asked_at < db_after(-seconds_ago))
+        .order_by(QuestionRow.asked_at)
         .limit(limit)
-        .with_for_update(skip_locked=True)
     )
     statement = (
         update(QuestionRow)
-        .where(QuestionRow.id.in_(old))
+        .where(QuestionRow.id.in_(_taken(old)))
         .values(client_key=None, fingerprint=None)
         .returning(QuestionRow.id)
     )
@@ -251,41 +258,32 @@ async def remove_old(
         among(QuestionRow.id, ids, dialect), QuestionRow.status != Status.PENDING
     )
     if but_newest:
-        newer = _T.alias("newer")
+        newer = aliased(QuestionRow)
         enough_newer = (
-            select(newer.c.id)
+            select(newer.id)
             .where(
-                newer.c.user_id == QuestionRow.user_id,
-                tuple_(newer.c.asked_at, newer.c.id) > _place,
+                only(newer.user_id, QuestionRow.user_id),
+                tuple_(newer.asked_at, newer.id) > _place,
             )
+            # The order of the index: no other way to find a few must look quicker.
+            .order_by(newer.user_id, newer.asked_at.desc(), newer.id.desc())
             .offset(but_newest - 1)
             .limit(1)
         )
         doomed = doomed.where(exists(enough_newer.correlate(QuestionRow)))
-    locked = doomed.with_for_update(skip_locked=True)
-    statement = delete(QuestionRow).where(QuestionRow.id.in_(locked))
+    statement = delete(QuestionRow).where(QuestionRow.id.in_(_taken(doomed)))
     return len((await session.scalars(statement.returning(QuestionRow.id))).all())
 
 
-def _only(column: SQLColumnExpression[int], value: int) -> ColumnElement[bool]:
-    """The rows of one value, which the order may begin with all the same.
-
-    Of `==` PostgreSQL knows that ordering by it is vain. It might then walk another
-    index, through everybody's newer questions, to find the few of one person.
-    """
-    return column.between(value, value)
+def _is_only(user_id: int) -> ColumnElement[bool]:
+    return only(QuestionRow.user_id, literal(user_id, BigId))
 
 
-def _literal(status: Status) -> ColumnElement[str]:
-    """In the statement itself: or no plan could know that a partial index will do."""
-    return literal_column(f"'{status}'")
-
-
-def _from(statement: Select[Any], place: Place | None) -> Select[Any]:
-    """What comes after a place in a list, newest first."""
-    if place is None:
-        return statement
-    return statement.where(_place < _given(place))
+def _taken(found: Select[tuple[int]]) -> Select[tuple[int]]:
+    """Locks what is found; what is settled or deleted at this moment is left alone."""
+    # Found once. A subquery may be run again for every row, each time past its limit.
+    taken = found.with_for_update(skip_locked=True).cte("taken")
+    return select(taken.c.id)
 
 
 def _given(place: Place) -> ColumnElement[Any]:

@@ -186,7 +186,7 @@ async def test_the_last_three_come_from_the_index(
                 newest = f"EXECUTE newest ({somebody})"
             lines = await session.scalars(text(f"EXPLAIN {newest}"))
             plan = "\n".join(lines)
-    assert "Index Scan using ix_questions_user_id_id on questions" in plan
+    assert "Index Scan using ix_questions_user_id_asked_at on questions" in plan
     assert "Sort" not in plan
     assert "Seq Scan" not in plan
 
