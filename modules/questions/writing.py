@@ -76,9 +76,7 @@ class Writing:
         await self.adding.drain()
         await self.settling.drain()
 
-    async def _add(
-        self, questions: Sequence[NewQuestion]
-    ) -> Mapping[NewQuestion, Added]:
+    async def _add(self, questions: Sequence[NewQuestion]) -> dict[NewQuestion, Added]:
         """Store pending questions; what is missing was refused."""
         sql = self._sql
         rows = _rows(questions, NEW)
@@ -90,30 +88,28 @@ class Writing:
             async with self._db.work() as connection:
                 await connection.execute(sql.lock, {"user_ids": users})
                 found = await _write(connection, sql.add, rows, sql.count)
-        # By key, never by position: one person must not get another's row.
-        added = {row.idempotency_key: Added(row.id, row.asked_at) for row in found}
-        return {
-            question: added[question.idempotency_key]
-            for question in questions
-            if question.idempotency_key in added
-        }
+        return _by_key(questions, found)
 
     async def _add_the_rest(
         self, questions: Sequence[NewQuestion]
     ) -> Mapping[NewQuestion, Added]:
         """The same again, when nobody knows whether the first time was committed."""
+        stored = await self._stored(questions)
+        if rest := [question for question in questions if question not in stored]:
+            stored |= await self._add(rest)
+        # The server may have gone on with the first, and been in the second one's way.
+        if refused := [question for question in questions if question not in stored]:
+            stored |= await self._stored(refused)
+        return stored
+
+    async def _stored(
+        self, questions: Sequence[NewQuestion]
+    ) -> dict[NewQuestion, Added]:
         keys = [question.idempotency_key for question in questions]
         users = [question.user_id for question in questions]
         async with self._db.reading() as session:
             found = await repository.find_by_keys(session, users, keys)
-        there = {row.idempotency_key: Added(row.id, row.asked_at) for row in found}
-        stored = {
-            question: there[question.idempotency_key]
-            for question in questions
-            if question.idempotency_key in there
-        }
-        rest = [question for question in questions if question not in stored]
-        return {**stored, **(await self._add(rest) if rest else {})}
+        return _by_key(questions, found)
 
     async def _settle(self, outcomes: Sequence[Outcome]) -> Mapping[Outcome, Settled]:
         """Move pending questions to their ends; what is missing is pending no more."""
@@ -128,6 +124,18 @@ class Writing:
             for outcome in outcomes
             if outcome.question_id in settled
         }
+
+
+def _by_key(
+    questions: Sequence[NewQuestion], rows: Sequence[Any]
+) -> dict[NewQuestion, Added]:
+    """By key, never by position: one person must not get another's row."""
+    found = {row.idempotency_key: Added(row.id, row.asked_at) for row in rows}
+    return {
+        question: found[question.idempotency_key]
+        for question in questions
+        if question.idempotency_key in found
+    }
 
 
 def _rows(items: Sequence[object], fields: Mapping[str, str]) -> str:
