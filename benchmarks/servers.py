@@ -146,6 +146,7 @@ def telling(module: str, **variables: str) -> Iterator[Server]:
                 yield Server(url, process.pid, Path(log.name))
             finally:
                 process.terminate()
+                process.wait(_PATIENCE_SECONDS)
 
 
 def _address(log: Path) -> str:
