@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
@@ -128,6 +128,9 @@ EVENT = st.builds(
 STEPS = st.lists(st.one_of(ADD, ADD, SETTLE, EVENT), max_size=7).map(
     lambda steps: [Step("add", (Item(0, "well"),)), *steps]
 )
+ASK = Step("add", (Item(0, "well"),))
+PAY = Step("settle", (Item(0, "well", tokens=(1, 2)),))
+NEXT_DAY, NEXT_MINUTE = Step("next day"), Step("next minute")
 FEW = st.integers(1, 4)
 LIMITS = st.fixed_dictionaries(
     {},
@@ -496,6 +499,12 @@ async def make_people(database: Database, count: int) -> list[int]:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(limits=LIMITS, steps=STEPS)
+# What chance seldom brings about: that the day changes between two steps that belong
+# together, or a minute.
+@example(limits={"service_per_day": 4}, steps=[ASK, NEXT_DAY, ASK, PAY])
+@example(limits={"per_day": 1}, steps=[ASK, ASK, NEXT_DAY, ASK, ASK])
+@example(limits={"tokens_per_day": 3}, steps=[ASK, PAY, ASK, NEXT_DAY, ASK])
+@example(limits={"per_minute": 1}, steps=[ASK, ASK, NEXT_MINUTE, ASK, ASK])
 async def test_F12_A19_A20_whatever_comes_together_each_is_as_if_alone(
     store: Mortal, limits: dict[str, int], steps: list[Step]
 ) -> None:

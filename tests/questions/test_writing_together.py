@@ -263,3 +263,23 @@ async def test_F12_a_question_is_stored_by_a_connection_that_died_long_ago(
         mine = f"SELECT id FROM questions WHERE user_id = {ada}"
         assert await count(database, mine) == stored.id
         assert await count(database, f"SELECT count(*) FROM ({mine}) AS mine") == 1
+
+
+async def test_A20_a_key_that_another_replica_stores_just_now_is_refused(
+    url: str,
+) -> None:
+    """Not seen when the statement begins, and there when it comes to insert."""
+    async with connected(url) as database:
+        (ada,) = await make_people(database, 1)
+        async with in_the_way(url) as other:
+            await other.execute(
+                "INSERT INTO questions"
+                " (user_id, content, idempotency_key, client_key, fingerprint)"
+                " VALUES ($1, 'Why?', 'theirs', 'k', 'f')",
+                ada,
+            )
+            waiting = writing(database).adding.submit(question(ada, "k"))
+            async with asyncio.timeout(10):
+                await somebody_waits(other)
+        async with asyncio.timeout(10):
+            assert await waiting is None
