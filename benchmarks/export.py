@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.command_line import COMMAND, ROOT, address, environ
+from benchmarks.servers import forget_peak, peak_bytes
 
 QUESTIONS = (1_000, 10_000, 100_000)
 CONTENT = "What is the capital of France? " * 4
@@ -46,8 +47,7 @@ def table() -> str:
 
 def _row(url: str, token: str, pid: int, count: int) -> str:
     before, started = psutil.Process(pid).memory_info().rss, time.perf_counter()
-    # Its peak is counted from here on (Linux).
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    forget_peak(pid)
     size = questions = 0
     asking = urllib.request.Request(
         f"{url}/users/me/export", headers={"Authorization": f"Bearer {token}"}
@@ -59,15 +59,8 @@ def _row(url: str, token: str, pid: int, count: int) -> str:
     assert line == b'"complete": true}\n'
     assert questions == count
     seconds = time.perf_counter() - started
-    more = (_peak_bytes(pid) - before) / 1e6
+    more = (peak_bytes(pid) - before) / 1e6
     return f"| {count:,} | {size / 1e6:.1f} | {seconds:.2f} | {more:.1f} |"
-
-
-def _peak_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this system does not tell a process's peak")
 
 
 def _somebody(url: str, name: str) -> str:

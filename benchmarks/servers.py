@@ -30,11 +30,21 @@ class Server:
 
     url: str
     pid: int
+    log: Path
 
     def cpu_seconds(self) -> float:
         """What all its threads have used so far, to the nanosecond (Linux)."""
         threads = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
         return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+    def forget_peak(self) -> int:
+        """Count the peak of its memory from here on; how many bytes it has (Linux)."""
+        forget_peak(self.pid)
+        return psutil.Process(self.pid).memory_info().rss
+
+    def peak_bytes(self) -> int:
+        """The most memory it had since then."""
+        return peak_bytes(self.pid)
 
     def keep_to(self, cores: Collection[int]) -> None:
         """Run on these cores only, every thread there is."""
@@ -57,14 +67,39 @@ def core_apart() -> Iterator[set[int]]:
         os.sched_setaffinity(0, everywhere)
 
 
+def forget_peak(pid: int) -> None:
+    """Count the peak of a process's memory from here on (Linux)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process had since then."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this system does not tell a process's peak")
+
+
+@contextmanager
+def postgresql() -> Iterator[Postgres]:
+    """A server of databases."""
+    postgres = Postgres(durable=True)
+    try:
+        yield postgres
+    finally:
+        postgres.stop()
+
+
 @contextmanager
 def database() -> Iterator[str]:
     """The URL of an empty database."""
-    postgres = Postgres(durable=True)
-    try:
-        yield postgres.url(asyncio.run(postgres.create_database()))
-    finally:
-        postgres.stop()
+    with postgresql() as postgres:
+        yield new_database(postgres)
+
+
+def new_database(postgres: Postgres) -> str:
+    """The URL of one more empty database."""
+    return postgres.url(asyncio.run(postgres.create_database()))
 
 
 @contextmanager
@@ -83,10 +118,35 @@ def served(
         command = [sys.executable, "-m", program, "serve", "--port", "0"]
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | told, stderr=log)
         try:
-            yield Server(_address(Path(log.name)), process.pid)
+            file = Path(log.name)
+            yield Server(_address(file), process.pid, file)
         finally:
             process.terminate()
             process.wait(_PATIENCE_SECONDS)
+
+
+@contextmanager
+def telling(module: str, **variables: str) -> Iterator[Server]:
+    """One of our own programs, which prints its address."""
+    with tempfile.NamedTemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            cwd=ROOT,
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        with process:
+            assert process.stdout is not None
+            try:
+                url = process.stdout.readline().strip()
+                if not url:
+                    raise RuntimeError(f"{module}: {Path(log.name).read_text()}")
+                yield Server(url, process.pid, Path(log.name))
+            finally:
+                process.terminate()
+                process.wait(_PATIENCE_SECONDS)
 
 
 def _address(log: Path) -> str:

@@ -136,6 +136,13 @@ def _fail(batch: Sequence[Waiter[K, R]], error: Exception) -> None:
     for _, future in batch:
         if not future.done():
             # Each its own: whoever catches one may add to it.
-            own = copy.copy(error) if isinstance(error, DomainError) else error
-            own.__cause__ = error.__cause__
-            future.set_exception(own)
+            future.set_exception(_own(error))
+
+
+def _own(error: Exception) -> Exception:
+    if not isinstance(error, DomainError):
+        return error
+    own = copy.copy(error)
+    own.members = dict(error.members)
+    own.__cause__ = error.__cause__
+    return own

@@ -3,8 +3,9 @@
 A statement takes its rows as JSON and carries every rule, so what it does not return
 was refused; whoever needs to know why asks afterwards. PostgreSQL does all of it in one
 statement; SQLite, where nothing may write in a WITH, counts in a second one. Locks are
-taken in one order everywhere: accounts by id, questions by id, usage by account, the
-budget. So nothing here ever waits in a circle, nor with the deletion of an account.
+taken in one order everywhere: accounts by id, clients' keys, questions by id, usage by
+account, the budget. So nothing here ever waits in a circle, nor with the deletion of an
+account.
 """
 
 from collections.abc import Sequence
@@ -108,7 +109,7 @@ INSERT INTO questions
     (user_id, content, idempotency_key, client_key, fingerprint, deadline_at)
 SELECT user_id, content, idempotency_key, client_key, fingerprint, {deadline}
 FROM affordable WHERE place_among_all <= {budget}
-ORDER BY n
+ORDER BY client_key, user_id, n
 ON CONFLICT DO NOTHING
 RETURNING id, user_id, idempotency_key, asked_at
 """

@@ -224,6 +224,122 @@ async def test_draining_waits_for_what_is_under_way_and_what_is_queued() -> None
     assert await outcomes(*asking) == [4, 16]
 
 
+async def test_what_is_submitted_is_done_though_whoever_did_so_is_cancelled() -> None:
+    store = Store()
+    batcher = Batcher(store.look_up)
+    submitted: list[asyncio.Future[int | None]] = []
+
+    async def submit() -> None:
+        # Cancelled before its first step it would never begin: so this is its first.
+        submitted.append(batcher.submit(4))
+        await asyncio.shield(submitted[0])
+
+    task = asyncio.create_task(submit())
+    await asyncio.sleep(0)
+    task.cancel()
+    (left,) = await outcomes(task)
+    assert isinstance(left, asyncio.CancelledError)
+    await batcher.drain()
+    assert store.batches == [[4]]
+    assert submitted[0].result() == 16
+
+
+async def test_submitting_to_a_queue_that_is_full_is_refused_on_the_spot() -> None:
+    store = Store()
+    batcher = Batcher(store.look_up, most=2, longest_queue=3)
+    store.is_open.clear()
+    waiting = [batcher.submit(key) for key in (2, 4, 6)]
+    with pytest.raises(Busy):
+        batcher.submit(8)
+    # What is under way does not wait in the queue.
+    await asyncio.sleep(0)
+    waiting.append(batcher.submit(10))
+    store.is_open.set()
+    assert await outcomes(*waiting) == [4, 16, 36, 100]
+    assert store.batches == [[2, 4], [6, 10]]
+
+
+class Mortal:
+    """Squares numbers; the first so many times, or over a poison, it dies."""
+
+    def __init__(self, deaths: int, poison: int | None = None) -> None:
+        self.deaths = deaths
+        self.poison = poison
+        self.calls: list[tuple[str, list[int]]] = []
+
+    async def first(self, keys: Sequence[int]) -> Mapping[int, int]:
+        return self._square("first", keys)
+
+    async def again(self, keys: Sequence[int]) -> Mapping[int, int]:
+        return self._square("again", keys)
+
+    def _square(self, call: str, keys: Sequence[int]) -> Mapping[int, int]:
+        self.calls.append((call, list(keys)))
+        if self.deaths:
+            self.deaths -= 1
+            raise DatabaseUnavailable
+        if self.poison in keys:
+            raise ValueError("poison")
+        return {key: key * key for key in keys}
+
+
+async def test_a_batch_whose_connection_died_is_tried_again_once_and_whole() -> None:
+    store = Mortal(deaths=1)
+    batcher = Batcher(store.first, again=store.again)
+    assert await outcomes(*map(batcher.submit, (1, 2, 3))) == [1, 4, 9]
+    assert store.calls == [("first", [1, 2, 3]), ("again", [1, 2, 3])]
+
+
+async def test_a_batch_is_not_tried_a_third_time() -> None:
+    store = Mortal(deaths=2)
+    batcher = Batcher(store.first, again=store.again)
+    found = await outcomes(*map(batcher.submit, (1, 2)))
+    assert [type(outcome) for outcome in found] == [DatabaseUnavailable] * 2
+    assert store.calls == [("first", [1, 2]), ("again", [1, 2])]
+    assert await outcomes(batcher.submit(3)) == [9]
+
+
+async def test_poison_that_shows_the_second_time_still_fails_alone() -> None:
+    store = Mortal(deaths=1, poison=3)
+    batcher = Batcher(store.first, again=store.again)
+    *well, poisoned = await outcomes(*map(batcher.submit, (1, 2, 3)))
+    assert well == [1, 4]
+    assert isinstance(poisoned, ValueError)
+    # In halves it is new work: nothing of it was done.
+    assert store.calls[:2] == [("first", [1, 2, 3]), ("again", [1, 2, 3])]
+    assert [call for call, _ in store.calls[2:]] == ["first"] * 4
+
+
+async def test_poison_is_not_tried_again() -> None:
+    store = Mortal(deaths=0, poison=1)
+    (outcome,) = await outcomes(Batcher(store.first, again=store.again).submit(1))
+    assert isinstance(outcome, ValueError)
+    assert store.calls == [("first", [1])]
+
+
+async def test_both_tries_of_a_batch_share_its_deadline() -> None:
+    async def die(keys: Sequence[int]) -> Mapping[int, int]:
+        raise DatabaseUnavailable
+
+    async def stall(keys: Sequence[int]) -> Mapping[int, int]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    batcher = Batcher(die, again=stall, seconds=0.02)
+    found = await outcomes(batcher.submit(1), batcher.submit(2))
+    assert [type(outcome) for outcome in found] == [Busy, Busy]
+
+
+async def test_what_one_waiter_adds_to_an_error_no_other_sees() -> None:
+    async def fail(keys: Sequence[int]) -> Mapping[int, int]:
+        raise DatabaseUnavailable
+
+    batcher: Batcher[int, int] = Batcher(fail)
+    one, other = await outcomes(batcher.submit(1), batcher.submit(2))
+    one.members["question_id"] = 1
+    assert other.members == {}
+
+
 STEPS = ("find", "cancel", "turn", "gate", "change")
 
 

@@ -1,0 +1,1 @@
+"""How little it can cost: gateways that leave out what a service needs."""
