@@ -6,9 +6,9 @@ None derives from BaseHTTPMiddleware: under it a client's disconnect is never se
 import asyncio
 import logging
 import re
+import secrets
 import time
 import traceback
-import uuid
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
@@ -110,7 +110,7 @@ def _log_failure(exc: BaseException, request_id: str) -> None:
 
 def _request_id(headers: Headers) -> str:
     offered = headers.get("x-request-id", "")
-    return offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
+    return offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(16)
 
 
 def _common_headers(

@@ -14,12 +14,13 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 from urllib.parse import SplitResult, urlencode, urlsplit
+from weakref import WeakSet
 
 import aiohttp
 from aiohttp_socks import (
@@ -187,6 +188,29 @@ def _address(text: str) -> SplitResult | None:
     return parts if has_place else None
 
 
+_IS_REUSED: ContextVar[bool] = ContextVar("is_reused")
+"""Whether the connection that this task was given last has served others before."""
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Notes whether a connection is new; aiohttp's own tracing costs ten times more."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._seen: WeakSet[object] = WeakSet()
+
+    async def connect(self, *arguments: Any, **options: Any) -> Any:
+        """Raises what its base class does."""
+        connection = await super().connect(*arguments, **options)
+        _IS_REUSED.set(connection.protocol in self._seen)
+        self._seen.add(connection.protocol)
+        return connection
+
+
+class _ProxyConnector(_Connector, ProxyConnector):
+    """The same through a SOCKS proxy."""
+
+
 class Endpoint:
     """A backend's address and the one session that everything goes over."""
 
@@ -253,9 +277,9 @@ class Endpoint:
     async def _send(
         self, method: str, url: str, headers: dict[str, str], **body: Any
     ) -> aiohttp.ClientResponse:
-        seen = SimpleNamespace(reused=False)
         sent_at = time.monotonic()
-        shared = {**self._fixed, **body, "trace_request_ctx": seen}
+        shared = {**self._fixed, **body}
+        _IS_REUSED.set(False)
         try:
             return await self._session.request(method, url, headers=headers, **shared)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
@@ -263,7 +287,7 @@ class Endpoint:
             # byte in reply: it almost always had closed it before the question came.
             # Clients of HTTP ask again then, and so do we, once. Later on it may have
             # thought about it, at a price: asking again is for `failover` to decide.
-            if not seen.reused or time.monotonic() - sent_at > _AT_ONCE_SECONDS:
+            if not _IS_REUSED.get() or time.monotonic() - sent_at > _AT_ONCE_SECONDS:
                 raise
         # Other kept connections may be just as dead. Connections are kept by what they
         # were asked for with: naming the context that is used anyway gives a new one.
@@ -319,8 +343,11 @@ def _connector(options: HttpOptions, trust: ssl.SSLContext) -> aiohttp.TCPConnec
     if proxy is not None and proxy.scheme in ("socks5", "socks5h"):
         # socks5h leaves the look-up of names to the proxy.
         plain, by_proxy = proxy._replace(scheme="socks5"), proxy.scheme == "socks5h"
-        return ProxyConnector.from_url(plain.geturl(), rdns=by_proxy, **shared)
-    return aiohttp.TCPConnector(**shared)
+        found: aiohttp.TCPConnector = _ProxyConnector.from_url(
+            plain.geturl(), rdns=by_proxy, **shared
+        )
+        return found
+    return _Connector(**shared)
 
 
 def _session(
@@ -332,8 +359,6 @@ def _session(
     merged = CIMultiDict({"Accept-Encoding": "identity", **headers})
     for name, value in options.headers.items():
         merged[name] = value.get_secret_value()
-    tracing = aiohttp.TraceConfig()
-    tracing.on_connection_reuseconn.append(_note_reuse)
     return aiohttp.ClientSession(
         connector=connector,
         headers=merged,
@@ -342,12 +367,7 @@ def _session(
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_seconds),
-        trace_configs=[tracing],
     )
-
-
-async def _note_reuse(session: Any, context: Any, params: Any) -> None:
-    context.trace_request_ctx.reused = True
 
 
 def _check_status(response: aiohttp.ClientResponse) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import logging
-import uuid
+import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -114,7 +114,7 @@ class Asking:
         """
         self._check(content)
         fingerprint = None if key is None else _fingerprint(route, content)
-        new = NewQuestion(user_id, content, uuid.uuid4().hex, key, fingerprint)
+        new = NewQuestion(user_id, content, secrets.token_hex(16), key, fingerprint)
         asker = asyncio.current_task()
         assert asker is not None
         self._askers.add(asker)
