@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-ALL = ("command_line", "export", "session_check", "login_storm")
+ALL = ("command_line", "export", "session_check", "login_storm", "big_table")
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or ALL:
