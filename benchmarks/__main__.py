@@ -3,7 +3,14 @@
 import sys
 from importlib import import_module
 
-ALL = ("command_line", "export", "session_check", "login_storm", "asking")
+ALL = (
+    "command_line",
+    "export",
+    "session_check",
+    "login_storm",
+    "asking",
+    "big_table",
+)
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or ALL:
