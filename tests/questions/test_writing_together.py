@@ -194,6 +194,44 @@ async def test_F34_settling_races_the_deletion_of_accounts(
         assert await count(replicas[0], f"{spent} ({left})") == 3
 
 
+@pytest.mark.parametrize("limits", [{}, GENEROUS], ids=["no limits", "limits"])
+async def test_F15_asking_and_settling_never_wait_in_a_circle(
+    replicas: tuple[Database, Database], limits: dict[str, int]
+) -> None:
+    """Both count for the same people, on either replica (see `replicas`)."""
+    people = await make_people(replicas[0], 40)
+    writings = [writing(database, **limits) for database in replicas]
+    stored: list[tuple[int, int]] = []
+    for _ in range(30):
+        settling = [answer(*key) for key in stored]
+        random.shuffle(settling)
+        stored.clear()
+
+        async def ask(one: Writing) -> None:
+            mine = random.sample(people, len(people))
+            found = await added(one, [question(person) for person in mine])
+            for person, new in zip(mine, found, strict=True):
+                assert new is not None
+                stored.append((new.id, person))
+
+        async def settle(one: Writing, outcomes: Sequence[Outcome]) -> None:
+            settled = await asyncio.gather(*map(one.settling.submit, outcomes))
+            assert None not in settled
+
+        half = len(settling) // 2
+        await together(
+            *map(ask, writings),
+            settle(writings[0], settling[:half]),
+            settle(writings[1], settling[half:]),
+        )
+    everybody = ", ".join(map(str, people))
+    counted = (
+        "SELECT count(*) FROM questions_usage WHERE questions = 60 AND tokens = 174"
+        f" AND user_id IN ({everybody})"
+    )
+    assert await count(replicas[0], counted) == len(people)
+
+
 @asynccontextmanager
 async def in_the_way(url: str) -> AsyncIterator[asyncpg.Connection]:
     """A transaction of somebody else's, who has more patience in a circle than us."""
