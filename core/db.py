@@ -11,18 +11,27 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import asyncpg
 from sqlalchemy import (
     BigInteger,
+    ClauseElement,
     ColumnElement,
     DateTime,
     Dialect,
+    Executable,
     Integer,
     MetaData,
     SQLColumnExpression,
@@ -47,10 +56,13 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from core.errors import DomainError, StartRefused, Unavailable
 from core.module import ROOT
 from core.settings import DatabaseSettings
+
+T = TypeVar("T")
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -187,6 +199,8 @@ class StorageFull(Unavailable):
 _LONGEST_REST_SECONDS = 5.0
 _BUSY_STATES = {"55P03", "57014", "40001", "40P01"}
 _GONE_STATES = {"53300", "25006", "57P01", "57P02", "57P03"}
+# Classes of states: data that does not fit, a broken constraint, a wrong statement.
+_OUR_MISTAKES = ("22", "23", "42")
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _UNAVAILABLE_CODES = {
     sqlite3.SQLITE_READONLY,
@@ -209,10 +223,21 @@ def translate(exc: BaseException) -> DomainError | None:
         return Busy()
     if isinstance(exc, sa_exc.DBAPIError):
         return _translate_driver(exc)
-    # What fails while connecting arrives bare, not as an SQLAlchemyError.
-    if isinstance(exc, (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+    # What fails while connecting arrives bare, and so does all that asyncpg is asked
+    # directly, not as an SQLAlchemyError.
+    if isinstance(exc, asyncpg.PostgresError):
+        return _translate_state(_sqlstate(exc))
+    if isinstance(exc, (OSError, asyncpg.InterfaceError)):
         return DatabaseUnavailable()
     return None
+
+
+def _translate_state(state: str) -> DomainError | None:
+    if state in _BUSY_STATES:
+        return Busy()
+    if state == "53100":
+        return StorageFull()
+    return None if state.startswith(_OUR_MISTAKES) else DatabaseUnavailable()
 
 
 def _sqlstate(exc: BaseException | None) -> str:
@@ -235,6 +260,35 @@ def _translate_driver(exc: sa_exc.DBAPIError) -> DomainError | None:
     if isinstance(exc.orig, OSError) or state.startswith("08"):
         return DatabaseUnavailable()
     return None
+
+
+class Statement:
+    """A statement for `Database.fetch`, written once for the driver."""
+
+    def __init__(self, element: Executable, *, writes: bool = False) -> None:
+        self.element = element
+        self.writes = writes
+        self._text = ""
+        self._names: Sequence[str] = ()
+
+    async def run(
+        self,
+        driver: Any,
+        dialect: Dialect,
+        parameters: Mapping[str, Any],
+        lock: str,
+    ) -> Sequence[Any]:
+        """Its rows on a PostgreSQL connection."""
+        if not self._text:
+            compiled: Any = cast(ClauseElement, self.element).compile(dialect=dialect)
+            self._text, self._names = str(compiled), compiled.positiontup or ()
+        given = [parameters[name] for name in self._names]
+        if not lock:
+            return list(await driver.fetch(self._text, *given))
+        await driver.execute(f"BEGIN; {lock}")
+        found = await driver.fetch(self._text, *given)
+        await driver.execute("COMMIT")
+        return list(found)
 
 
 class Database:
@@ -297,6 +351,38 @@ class Database:
         """A connection for one statement that reads, where a session costs too much."""
         async with _translated(), self._reader.connect() as connection:
             yield connection
+
+    async def fetch(
+        self, statement: "Statement", parameters: Mapping[str, Any], *, lock: str = ""
+    ) -> Sequence[Any]:
+        """The rows of one statement, which is a transaction by itself.
+
+        `lock` is SQL that must come first in that transaction, on PostgreSQL only. For
+        the busiest paths: there this asks asyncpg, at a third of what SQLAlchemy's way
+        there takes. Raises as `transaction` does.
+        """
+        if self.dialect == "sqlite":
+            one = self.statement() if statement.writes else self.query()
+            async with one as connection:
+                return (await connection.execute(statement.element, parameters)).all()
+        return await self._with_driver(
+            lambda driver: statement.run(driver, self._writer.dialect, parameters, lock)
+        )
+
+    async def _with_driver(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        async with _translated():
+            return await greenlet_spawn(self._lend_driver, work)
+
+    def _lend_driver(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        lent = self._writer.sync_engine.raw_connection()
+        try:
+            done: T = await_only(work(lent.driver_connection))
+        except BaseException:
+            # In the middle of whatever it was.
+            lent.invalidate()
+            raise
+        lent.close()
+        return done
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
@@ -374,6 +460,8 @@ async def _translated() -> AsyncIterator[None]:
         yield
     except sa_exc.IntegrityError:
         raise
+    except asyncpg.IntegrityConstraintViolationError as exc:
+        raise sa_exc.IntegrityError(None, None, exc, hide_parameters=True) from exc
     except Exception as exc:
         if (domain := translate(exc)) is None:
             raise

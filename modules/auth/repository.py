@@ -27,10 +27,10 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from core.db import BigId, db_after, db_now
+from core.db import BigId, Database, Statement, db_after, db_now
 from modules.auth.models import CredentialRow, RefreshTokenRow, SessionRow
 from modules.users.public import ACCOUNTS
 
@@ -363,22 +363,24 @@ def _callers(those: ColumnElement[bool]) -> Select[Any]:
 
 # Asked for on every request, so each is built once, for any number of sessions.
 _CALLERS = {
-    "postgresql": _callers(
-        _SESSIONS.c.id == func.any(bindparam("sessions", type_=ARRAY(Uuid())))
+    "postgresql": Statement(
+        _callers(_SESSIONS.c.id == func.any(bindparam("sessions", type_=ARRAY(Uuid()))))
     ),
-    "sqlite": _callers(
-        _SESSIONS.c.id.in_(
-            select(func.json_each(bindparam("sessions")).table_valued("value").c.value)
+    "sqlite": Statement(
+        _callers(
+            _SESSIONS.c.id.in_(
+                select(
+                    func.json_each(bindparam("sessions")).table_valued("value").c.value
+                )
+            )
         )
     ),
 }
 
 
-async def find_callers(
-    connection: AsyncConnection, sessions: Sequence[UUID]
-) -> Sequence[Any]:
+async def find_callers(db: Database, sessions: Sequence[UUID]) -> Sequence[Any]:
     """The sessions that still last, each with its account."""
-    dialect = connection.dialect.name
     # SQLite keeps a UUID as its digits.
-    ids = json.dumps([s.hex for s in sessions]) if dialect == "sqlite" else sessions
-    return (await connection.execute(_CALLERS[dialect], {"sessions": ids})).all()
+    is_sqlite = db.dialect == "sqlite"
+    ids = json.dumps([s.hex for s in sessions]) if is_sqlite else sessions
+    return await db.fetch(_CALLERS[db.dialect], {"sessions": ids})

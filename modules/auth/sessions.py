@@ -211,9 +211,9 @@ class Sessions:
         return end
 
     async def _find_callers(self, sessions: Sequence[UUID]) -> dict[UUID, Principal]:
-        async with self._db.query() as connection:
-            rows = await repository.find_callers(connection, sessions)
         return {
-            row.session_id: Principal(row.id, row.username, row.role, row.session_id)
-            for row in rows
+            session_id: Principal(user_id, username, role, session_id)
+            for session_id, user_id, username, role, _ in await repository.find_callers(
+                self._db, sessions
+            )
         }

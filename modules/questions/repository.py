@@ -92,7 +92,7 @@ async def find_by_keys(
 ) -> Sequence[Any]:
     """The questions that were stored with these keys of our own."""
     dialect = session.get_bind().dialect.name
-    statement = select(_T.c.id, _T.c.asked_at, _T.c.idempotency_key).where(
+    statement = select(_T.c.idempotency_key, _T.c.id, _T.c.asked_at).where(
         among(QuestionRow.user_id, user_ids, dialect),
         QuestionRow.idempotency_key.in_(keys),
     )

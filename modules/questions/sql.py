@@ -11,10 +11,9 @@ account.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, Executable, TextClause, bindparam, text
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Executable, TextClause, text
 
-from core.db import UtcDateTime
+from core.db import Statement, UtcDateTime
 from modules.questions.settings import QuestionSettings
 
 NEW = {
@@ -111,7 +110,7 @@ SELECT user_id, content, idempotency_key, client_key, fingerprint, {deadline}
 FROM affordable WHERE place_among_all <= {budget}
 ORDER BY client_key, user_id, n
 ON CONFLICT DO NOTHING
-RETURNING id, user_id, idempotency_key, asked_at
+RETURNING idempotency_key, id, asked_at, user_id
 """
 _COUNT = """
 INSERT INTO questions_usage
@@ -162,7 +161,7 @@ UPDATE questions SET
     finish_reason = held.finish_reason, error_code = held.error_code,
     answered_at = CASE WHEN held.status = 'answered' THEN {now} END
 FROM held WHERE questions.id = held.question_id
-RETURNING id, questions.user_id, questions.asked_at, questions.answered_at,
+RETURNING id, questions.answered_at, questions.user_id, questions.asked_at,
     questions.prompt_tokens, questions.completion_tokens
 """
 _SPENT = """
@@ -195,14 +194,16 @@ WHERE questions_budget.day = daily.day
 class Statements:
     """What is executed, in this order, all of a write in one transaction."""
 
-    lock: Executable | None
-    """Makes replicas take turns, where limits need it; given `user_ids`."""
-    add: Executable
-    """Given `rows`, arrays in the order of `NEW`; returns what it has stored."""
+    lock: str
+    """Makes replicas take turns, where limits need it; to be given `user_ids`."""
+    add: Statement
+    """Given `rows`, arrays in the order of `NEW`; returns the key, the id and the
+    moment of each that it has stored."""
     count: tuple[Executable, ...]
     """Given the `ids` of what was stored."""
-    settle: Executable
-    """Given `rows`, arrays in the order of `OUTCOME`; returns what it has settled."""
+    settle: Statement
+    """Given `rows`, arrays in the order of `OUTCOME`; returns the id and the moment of
+    the answer of each that it has settled."""
     spend: tuple[Executable, ...]
     """Given the `ids` of what was settled."""
 
@@ -240,10 +241,12 @@ def statements(
     else:
         add, settle = add + _INSERT, settle + _UPDATE
     return Statements(
-        lock=_lock(limits) if is_postgresql else None,
-        add=_written(add, words).columns(id=BigInteger, asked_at=UtcDateTime),
+        lock=_lock(limits) if is_postgresql else "",
+        add=Statement(_written(add, words).columns(asked_at=UtcDateTime), writes=True),
         count=tuple(_written(sql, words) for sql in counting),
-        settle=_written(settle, words).columns(id=BigInteger, answered_at=UtcDateTime),
+        settle=Statement(
+            _written(settle, words).columns(answered_at=UtcDateTime), writes=True
+        ),
         spend=tuple(_written(f"WITH {_SPENT} {sql}", words) for sql in spending),
     )
 
@@ -296,14 +299,11 @@ def _budget(limits: QuestionSettings, words: dict[str, str]) -> str:
     return f"COALESCE(({today}), {questions})"
 
 
-def _lock(limits: QuestionSettings) -> Executable | None:
+def _lock(limits: QuestionSettings) -> str:
     """What must come before a statement that is to see all that was asked so far."""
     if limits.has_budget:
         # It concerns everybody, so nobody need be locked besides.
-        return text(f"SELECT pg_advisory_xact_lock({_BUDGET_LOCK})")
+        return f"SELECT pg_advisory_xact_lock({_BUDGET_LOCK})"
     if not limits.has_limits:
-        return None
-    everybody = text(
-        "SELECT id FROM users WHERE id = ANY(:user_ids) ORDER BY id FOR NO KEY UPDATE"
-    )
-    return everybody.bindparams(bindparam("user_ids", type_=ARRAY(BigInteger)))
+        return ""
+    return "SELECT id FROM users WHERE id IN ({user_ids}) ORDER BY id FOR NO KEY UPDATE"

@@ -123,7 +123,7 @@ class EventStream(Response):
         """`done` writes the question as JSON; a silence is broken by a comment."""
         super().__init__()
         self.raw_headers = list(_HEADERS)
-        if asking.done() and asking.result().is_replayed:
+        if _is_replayed(asking):
             self.headers.update(REPLAYED)
         self._live = live
         self._asking = asking
@@ -170,6 +170,13 @@ class EventStream(Response):
             await send(_body(last, is_last=True))
             raise
         await send(_body(last, is_last=True))
+
+
+def _is_replayed(asking: asyncio.Task[Asked]) -> bool:
+    if not asking.done() or asking.cancelled() or asking.exception() is not None:
+        # What came after the first piece is told at the end, however soon that is.
+        return False
+    return asking.result().is_replayed
 
 
 @asynccontextmanager

@@ -7,10 +7,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Executable
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.batching import Batcher
-from core.db import Database
+from core.db import Database, Statement
 from modules.questions import repository
 from modules.questions.models import Status
 from modules.questions.settings import QuestionSettings
@@ -82,16 +81,10 @@ class Writing:
         self, questions: Sequence[NewQuestion]
     ) -> Mapping[NewQuestion, Added]:
         """Store pending questions; what is missing was refused."""
-        sql = self._sql
+        user_ids = ", ".join({str(question.user_id) for question in questions})
+        lock = self._sql.lock.format(user_ids=user_ids)
         rows = _rows(questions, NEW)
-        if sql.lock is None:
-            async with self._db.statement() as connection:
-                found = await _write(connection, sql.add, rows, sql.count)
-        else:
-            users = sorted({question.user_id for question in questions})
-            async with self._db.work() as connection:
-                await connection.execute(sql.lock, {"user_ids": users})
-                found = await _write(connection, sql.add, rows, sql.count)
+        found = await self._write(self._sql.add, rows, self._sql.count, lock)
         return _by_key(questions, found)
 
     async def _add_again(
@@ -114,24 +107,37 @@ class Writing:
 
     async def _settle(self, outcomes: Sequence[Outcome]) -> Mapping[Outcome, Settled]:
         """Move pending questions to their ends; what is missing is pending no more."""
-        sql = self._sql
-        async with self._db.statement() as connection:
-            found = await _write(
-                connection, sql.settle, _rows(outcomes, OUTCOME), sql.spend
-            )
-        settled = {row.id: Settled(row.answered_at) for row in found}
+        rows = _rows(outcomes, OUTCOME)
+        found = await self._write(self._sql.settle, rows, self._sql.spend)
+        settled = {id_: Settled(answered_at) for id_, answered_at, *_ in found}
         return {
             outcome: settled[outcome.question_id]
             for outcome in outcomes
             if outcome.question_id in settled
         }
 
+    async def _write(
+        self,
+        statement: Statement,
+        rows: str,
+        following: Sequence[Executable],
+        lock: str = "",
+    ) -> Sequence[Any]:
+        if not following:
+            return await self._db.fetch(statement, {"rows": rows}, lock=lock)
+        async with self._db.work() as connection:
+            found = (await connection.execute(statement.element, {"rows": rows})).all()
+            ids = json.dumps([row.id for row in found])
+            for counting in following:
+                await connection.execute(counting, {"ids": ids})
+        return found
+
 
 def _by_key(
     questions: Sequence[NewQuestion], found: Sequence[Any]
 ) -> dict[NewQuestion, Added]:
     """By key, never by position: one person must not get another's row."""
-    added = {row.idempotency_key: Added(row.id, row.asked_at) for row in found}
+    added = {key: Added(id_, asked_at) for key, id_, asked_at, *_ in found}
     return {
         question: added[question.idempotency_key]
         for question in questions
@@ -146,17 +152,3 @@ def _length(outcome: Outcome) -> int:
 def _rows(items: Sequence[object], fields: Mapping[str, str]) -> str:
     table = [[getattr(item, name) for name in fields] for item in items]
     return json.dumps(table, ensure_ascii=False)
-
-
-async def _write(
-    connection: AsyncConnection,
-    statement: Executable,
-    rows: str,
-    following: Sequence[Executable],
-) -> Sequence[Any]:
-    found = (await connection.execute(statement, {"rows": rows})).all()
-    if found and following:
-        ids = json.dumps([row.id for row in found])
-        for counting in following:
-            await connection.execute(counting, {"ids": ids})
-    return found

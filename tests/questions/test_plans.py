@@ -210,7 +210,7 @@ async def test_writing_questions_with_every_limit_set_reads_a_few(
     statement, row = (sql.add, new) if write == "add" else (sql.settle, outcome)
     rows = {"rows": json.dumps([row])}
     async with postgresql.transaction() as session:
-        sent = await first_sent(session, lambda s: s.execute(statement, rows))
+        sent = await first_sent(session, lambda s: s.execute(statement.element, rows))
         plan = await explained(session, sent, is_generic=False)
     assert_few(plan, write)
 
