@@ -122,6 +122,7 @@ async def _prepare(context: ModuleContext, modules: Sequence[Module]) -> None:
                 log.info("database.migrated", extra={"modules": moved})
         elif await is_behind(database, modules):
             log.warning("database.behind", extra={"hint": "run `vopros migrate`"})
+        await database.open_all()
     except DomainError as error:
         raise StartRefused(error.detail) from error
 

@@ -19,7 +19,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -415,6 +415,16 @@ class Database:
                     raise StartRefused(problem) from exc
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(2 * pause, 5)
+
+    async def open_all(self) -> None:
+        """Open every connection of the pool, so that no question has to wait for one.
+
+        As many as there are to be had: a server can begin with fewer.
+        """
+        async with AsyncExitStack() as stack:
+            with suppress(Unavailable):
+                for _ in range(self.settings.pool_size):
+                    await stack.enter_async_context(self.query())
 
     def _hopeless(self, exc: Unavailable) -> str | None:
         """Why trying again is in vain; None when it may help."""
