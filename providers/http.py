@@ -441,17 +441,15 @@ def translated() -> Iterator[None]:
 
     Whoever speaks through an `Endpoint` has this already.
     """
-    error = None
     try:
-        yield
-    except ProviderError as exc:
-        error = exc
-    except (*_FOREIGN, *_FOREIGN_TIMEOUTS) as exc:
-        error = _in_our_words(exc)
-    if error is not None:
-        # Raised only here: `from None` would hide its context, and keep it.
+        try:
+            yield
+        except (*_FOREIGN, *_FOREIGN_TIMEOUTS) as exc:
+            raise _in_our_words(exc) from None
+    except ProviderError as error:
+        # `from None` hides a context from tracebacks, and keeps it.
         error.__context__ = None
-        raise error
+        raise
 
 
 _FOREIGN = (aiohttp.ClientError, OSError, ProxyError, ProxyConnectionError)

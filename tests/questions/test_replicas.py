@@ -202,7 +202,7 @@ async def test_A19_tokens_and_the_budget_of_all_are_exact_over_two_replicas(
     tmp_path: Path, databases: Databases, upstream: Upstream
 ) -> None:
     limits = (
-        "tokens_per_day = 501\nservice_per_day = 113\nservice_tokens_per_day = 1100"
+        "tokens_per_day = 501\nservice_per_day = 113\nservice_tokens_per_day = 1200"
     )
     async with replicas(tmp_path, databases, upstream, limits) as pair:
         ada, eve, *others = [await pair.one.account() for _ in range(5)]
@@ -212,13 +212,13 @@ async def test_A19_tokens_and_the_budget_of_all_are_exact_over_two_replicas(
                 assert await left(pair.other, who) == {
                     "tokens_per_day": 1,
                     "service_per_day": 13,
-                    "service_tokens_per_day": 100,
+                    "service_tokens_per_day": 200,
                 }
             got = await pair.ask_many(*others, times=20)
             assert len(upstream.requests) == 113
         assert let_in(got, "service_budget_spent") == 13
         spent = await left(pair.one, ada)
-        assert (spent["service_per_day"], spent["service_tokens_per_day"]) == (0, 0)
+        assert (spent["service_per_day"], spent["service_tokens_per_day"]) == (0, 70)
 
 
 async def test_a_question_may_be_deleted_on_another_replica_than_it_was_asked_on(

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 
 from core.db import Base, Database
 from core.testing import Running
@@ -99,7 +99,11 @@ async def left_of(database: Database, user_id: int) -> dict[str, int]:
     """How many rows of any table belong to somebody."""
     found = {}
     async with database.reading() as session:
-        for table in Base.metadata.sorted_tables:
+        connection = await session.connection()
+        there = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+        # Other tests have modules of their own, with tables that this one has not.
+        known = [t for t in Base.metadata.sorted_tables if t.name in there]
+        for table in known:
             owner = "user_id" if "user_id" in table.c else None
             if table.name == "users":
                 owner = "id"

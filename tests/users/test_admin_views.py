@@ -147,7 +147,7 @@ async def test_Q01_a_question_of_somebody_else_is_no_question(
     for who in (ada, admin):
         assert (await api.get(f"/questions/{asked['id']}", who)).json() == asked
     refused = await api.http.delete(f"/questions/{asked['id']}", headers=bob.auth)
-    assert_problem(refused, 405, "method_not_allowed")
+    assert_problem(refused, 404, "question_not_found")
 
 
 async def test_questions_come_newest_first_in_pages_with_who_asked(
