@@ -209,6 +209,9 @@ class _Watch:
         self._timer.cancel()
         if self._watching is not None:
             self._watching.cancel()
+            # A cancelled task keeps its frames, and those keep us. In a circle they
+            # would hold all of the request until the collector comes.
+            self._watching = None
 
     def _begin(self) -> None:
         self._watching = asyncio.create_task(self._watch())
