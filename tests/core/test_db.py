@@ -215,7 +215,7 @@ async def test_F13_no_free_connection_is_503_busy(
         assert (await api.register("grace")).status_code == 201
 
 
-async def test_F09_F10_a_database_that_goes_is_503_and_one_that_returns_is_used(
+async def test_F09_F10_A15_a_database_that_goes_is_503_and_one_that_returns_is_used(
     tmp_path: Path,
 ) -> None:
     postgres = Postgres()

@@ -55,7 +55,7 @@ async def configured(
 
 
 @pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGINT"], ["SIGINT", "SIGINT"]])
-async def test_F05_questions_that_cannot_be_waited_for_are_told_and_stored(
+async def test_F05_A14_questions_that_cannot_be_waited_for_are_told_and_stored(
     tmp_path: Path,
     databases: Any,
     database_kind: str,
