@@ -81,14 +81,16 @@ class _UnderWay:
 class Asking:
     """Asks questions, each once, and sees to it that every one comes to an end."""
 
-    def __init__(self, db: Database, chat: Chat, settings: QuestionSettings) -> None:
+    def __init__(
+        self, db: Database, chat: Chat, limits: Limits, settings: QuestionSettings
+    ) -> None:
         self._db = db
         self._chat = chat
         self._settings = settings
         self._lasts_seconds = chat.deadline_seconds + _LAST_SECONDS
         self._writing = Writing(db, settings, self._lasts_seconds)
         self._settling = Settling(self._writing.settling)
-        self._limits = Limits(db, settings)
+        self._limits = limits
         self._askers: set[asyncio.Task[Any]] = set()
         self._under_way: dict[int, _UnderWay] = {}
         self._is_closing = False

@@ -25,9 +25,10 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
 
     database = context.database
     settings = context.settings.section(QuestionSettings)
-    asking = Asking(database, context.services.get(Chat), settings)
+    limits = Limits(database, settings)
+    asking = Asking(database, context.services.get(Chat), limits, settings)
+    context.services.add(Limits, limits)
     context.services.add(Asking, asking)
-    context.services.add(Limits, Limits(database, settings))
     context.services.add(Questions, Questions(database, asking, settings))
     upkeep = Upkeep(database, settings)
     context.services.add(Upkeep, upkeep)
