@@ -35,6 +35,7 @@ class Batcher(Generic[K, R]):
         work: Callable[[Sequence[K]], Awaitable[Mapping[K, R]]],
         *,
         again: Callable[[Sequence[K]], Awaitable[Mapping[K, R]]] | None = None,
+        unclaimed: Callable[[K, R], object] | None = None,
         most: int = 1_000,
         longest_queue: int = 20_000,
         seconds: float = 3.0,
@@ -47,9 +48,11 @@ class Batcher(Generic[K, R]):
         what is long takes long, and all would fail together when that is too long.
         A connection that dies may or may not have done its work; so may a deadlock end
         it. `again`, if given, is then tried once, and must know what is done already.
+        `unclaimed` is told what came of a key whose waiter was cancelled meanwhile.
         """
         self._do = work
         self._again = again
+        self._unclaimed = unclaimed
         self._most = most
         self._longest_queue = longest_queue
         self._seconds = seconds
@@ -122,6 +125,8 @@ class Batcher(Generic[K, R]):
             for key, future in batch:
                 if not future.done():
                     future.set_result(found.get(key))
+                elif self._unclaimed is not None and key in found:
+                    self._unclaimed(key, found[key])
 
     async def _tried(self, keys: Sequence[K]) -> Mapping[K, R]:
         try:

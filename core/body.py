@@ -144,12 +144,7 @@ def _check_media_type(headers: Headers, accepted: str) -> None:
 def check_json(body: bytes) -> None:
     """Raise MalformedBody for what is not strict JSON, Invalid for unstorable text."""
     try:
-        value = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-        )
+        value = _STRICT.decode(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise MalformedBody("The body is not valid UTF-8.") from None
     except RecursionError:
@@ -179,6 +174,11 @@ def _finite(digits: str) -> float:
     if math.isinf(number):
         raise MalformedBody("A number is out of range.")
     return number
+
+
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
+)
 
 
 def _depth(value: Any) -> int:

@@ -1,6 +1,6 @@
 """A route for the busiest operations: it calls what they depend on directly."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from fastapi import Request, Response
@@ -8,8 +8,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
-
-_Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+from starlette.types import Receive, Scope, Send
 
 
 class _Plan(NamedTuple):
@@ -29,11 +28,31 @@ class DirectRoute(APIRoute):
     by its base class. Signatures, documents and errors are the same.
     """
 
-    def get_route_handler(self) -> _Handler:
-        plan = _plan(self)
-        if plan is None:
-            return super().get_route_handler()
-        return _direct(self.endpoint, plan)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._plan = _plan(self)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it is one of those; its path has no parameters then."""
+        return self._plan is not None
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        plan = self._plan
+        if plan is None or scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        request = Request(scope, receive, send)
+        arguments: dict[str, Any] = {}
+        for name, dependency, parameter in plan.found:
+            arguments[name] = await dependency(**{parameter: request})
+        if plan.request is not None:
+            arguments[plan.request] = request
+        if plan.body is not None:
+            name, adapter = plan.body
+            arguments[name] = _read(adapter, await request.body())
+        response: Response = await self.endpoint(**arguments)
+        await response(scope, receive, send)
 
 
 def _plan(route: APIRoute) -> _Plan | None:
@@ -41,7 +60,7 @@ def _plan(route: APIRoute) -> _Plan | None:
     dependant = route.dependant
     answers = getattr(route.endpoint, "__annotations__", {}).get("return")
     is_direct = isinstance(answers, type) and issubclass(answers, Response)
-    if not is_direct or _takes_more(dependant):
+    if not is_direct or route.param_convertors or _takes_more(dependant):
         return None
     found = []
     for below in dependant.dependencies:
@@ -71,22 +90,6 @@ def _takes_more(dependant: Dependant) -> bool:
         or dependant.security_scopes_param_name
         or len(dependant.body_params) > 1
     )
-
-
-def _direct(endpoint: Callable[..., Any], plan: _Plan) -> _Handler:
-    async def handle(request: Request) -> Response:
-        arguments: dict[str, Any] = {}
-        for name, dependency, parameter in plan.found:
-            arguments[name] = await dependency(**{parameter: request})
-        if plan.request is not None:
-            arguments[plan.request] = request
-        if plan.body is not None:
-            name, adapter = plan.body
-            arguments[name] = _read(adapter, await request.body())
-        response: Response = await endpoint(**arguments)
-        return response
-
-    return handle
 
 
 def _read(adapter: TypeAdapter[Any], body: bytes) -> Any:

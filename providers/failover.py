@@ -6,7 +6,7 @@ layers that try again would multiply.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 from core.errors import ClientGone, Unavailable
 from core.text import storable
@@ -111,6 +111,18 @@ def _worth_telling(
 class _Question:
     """One question's way through the providers: what it has used up, what came."""
 
+    __slots__ = (
+        "_deadline",
+        "_is_probe",
+        "_others",
+        "_progress",
+        "_request",
+        "_settings",
+        "_timing",
+        "_tries_left",
+        "answer",
+    )
+
     def __init__(
         self,
         request: ChatRequest,
@@ -212,14 +224,25 @@ class _Question:
             return busy
 
     async def _call(self, backend: Backend) -> ProviderError | None:
+        """How a call failed, in our words; None when there is an answer."""
         self._tries_left -= 1
         has_time = self._has_time_for(backend)
         self._is_probe = backend.breaker.begin()
+        failure: ProviderError | None = None
+        raised = ""
         try:
-            failure, raised = await self._outcome(backend)
-        except BaseException:
-            backend.breaker.abandoned(is_probe=self._is_probe)
-            raise
+            # A plugin may cling to what it should let go: it gets a second chance.
+            with Patience(
+                self._first_limit(backend), self._remaining, _LETTING_GO_SECONDS
+            ) as patience:
+                self.answer = await self._heard(backend, patience)
+        except ProviderError as error:
+            failure = _without_words(error)
+        except BaseException as exc:
+            if not _is_bug(exc):
+                backend.breaker.abandoned(is_probe=self._is_probe)
+                raise
+            failure, raised = ProviderBug(), type(exc).__name__
         backend.note(failure, is_probe=self._is_probe, had_time=has_time)
         if failure is not None:
             _log_failure(backend, failure, raised)
@@ -232,72 +255,51 @@ class _Question:
         )
         return self._remaining >= usual / 2
 
-    async def _outcome(self, backend: Backend) -> tuple[ProviderError | None, str]:
-        """How a call failed, in our words, and what else the plugin raised."""
-        try:
-            # A plugin may cling to what it should let go; this is its last chance.
-            async with asyncio.timeout(self._remaining + _LETTING_GO_SECONDS):
-                self.answer = await self._collect(backend)
-        except ProviderError as error:
-            return _without_words(error), ""
-        except ClientGone:
-            raise
-        except asyncio.CancelledError as exc:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # Nobody cancelled us: it leaked out of the plugin.
-            return ProviderBug(), type(exc).__name__
-        except (Exception, SystemExit) as exc:
-            return ProviderBug(), type(exc).__name__
-        return None, ""
-
-    async def _collect(self, backend: Backend) -> Answer:
-        """Hear one answer to its end, within the provider's times and the deadline."""
-        async with Patience(self._first_limit(backend), self._remaining) as patience:
-            events = backend.model.stream(self._request)
-            try:
-                return await self._hear(backend, events, patience)
-            finally:
-                # At once, also when it is left early; not every plugin's can be.
-                if (close := getattr(events, "aclose", None)) is not None:
-                    await close()
-        raise AssertionError("it has returned, or raised")
-
     def _first_limit(self, backend: Backend) -> float:
         first = backend.options.first_token_seconds
         could_ask_others = self._others_ready and self._tries_left
         return first if self._request.streamed or could_ask_others else self._remaining
 
-    async def _hear(
-        self,
-        backend: Backend,
-        events: AsyncIterator[Delta | Finish],
-        patience: Patience,
-    ) -> Answer:
+    async def _heard(self, backend: Backend, patience: Patience) -> Answer:
+        """Hear one answer to its end."""
         listener, pieces = self._progress.listener, self._progress.pieces
         pieces.clear()
         cleaned = _Cleaned(self._settings.longest_answer_bytes)
-        async for event in events:
-            if isinstance(event, Delta):
-                text = cleaned.piece(event.text)
-            elif isinstance(event, Finish):
-                text = cleaned.rest()
-            else:
-                raise ProviderBug
-            if text:
-                if self._is_probe:
-                    # It works again: nobody has to wait for the end of a long answer.
-                    self._is_probe = False
-                    backend.note(None, is_probe=True)
-                pieces.append(text)
-                if listener is not None:
-                    patience.of_the_reader()
-                    await listener.hear(text)
-            if isinstance(event, Finish):
-                return _answer(backend.name, self._progress.text, event)
-            patience.renew(backend.options.idle_seconds)
-        raise ProviderStreamBroken
+        events = backend.model.stream(self._request)
+        try:
+            async for event in events:
+                if isinstance(event, Delta):
+                    text = cleaned.piece(event.text)
+                elif isinstance(event, Finish):
+                    text = cleaned.rest()
+                else:
+                    raise ProviderBug
+                if text:
+                    if self._is_probe:
+                        # It works again: nobody has to wait for a long answer's end.
+                        self._is_probe = False
+                        backend.note(None, is_probe=True)
+                    pieces.append(text)
+                    if listener is not None:
+                        patience.of_the_reader()
+                        await listener.hear(text)
+                if isinstance(event, Finish):
+                    return _answer(backend.name, self._progress.text, event)
+                patience.renew(backend.options.idle_seconds)
+            raise ProviderStreamBroken
+        finally:
+            # At once, also when it is left early; not every plugin's can be.
+            if (close := getattr(events, "aclose", None)) is not None:
+                await close()
+
+
+def _is_bug(exc: BaseException) -> bool:
+    """Whether a plugin raised what it may not; what ends the question is another's."""
+    if isinstance(exc, asyncio.CancelledError):
+        # If nobody cancelled us, it leaked out of the plugin.
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling()
+    return isinstance(exc, (Exception, SystemExit)) and not isinstance(exc, ClientGone)
 
 
 class _Cleaned:
@@ -306,6 +308,8 @@ class _Cleaned:
     JSON may escape a character in two halves, and a backend send them apart: the first
     is held back until it is known whether the other one follows.
     """
+
+    __slots__ = ("_bytes_left", "_half")
 
     def __init__(self, most_bytes: int) -> None:
         self._bytes_left = most_bytes

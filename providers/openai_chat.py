@@ -5,18 +5,10 @@ API reference: https://platform.openai.com/docs/api-reference/chat/create
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import aiohttp
-from pydantic import (
-    BaseModel,
-    Field,
-    SecretStr,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    field_validator,
-)
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 
 from providers.hooks import hookimpl
 from providers.http import (
@@ -143,11 +135,18 @@ def read_answer(
 async def _read_whole(
     response: aiohttp.ClientResponse, model: str
 ) -> AsyncGenerator[Delta | Finish, None]:
-    completion = _completion(await read_json(response))
-    choice = completion.choices[0]
-    yield Delta(choice.message.content)
-    usage = completion.usage.counts() if completion.usage else Usage()
-    yield Finish(completion.model or model, _reason(choice.finish_reason), usage)
+    completion = await read_json(response)
+    try:
+        choice, named = completion["choices"][0], completion.get("model")
+        text, reason = choice["message"]["content"], choice.get("finish_reason")
+        usage = completion.get("usage")
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise ProviderBadResponse from None
+    if not isinstance(text, str):
+        raise ProviderBadResponse
+    yield Delta(text)
+    model = named if named and isinstance(named, str) else model
+    yield Finish(model, _reason(reason), _usage(usage))
 
 
 class _Ending:
@@ -210,59 +209,25 @@ _REASONS: dict[str, FinishReason] = {
 }
 
 
-def _reason(said: str | None) -> FinishReason:
-    return _REASONS.get(said or "stop", "other")
-
-
-T = TypeVar("T")
-
-
-def _or_none(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return read(value)
-    except ValidationError:
-        return None
-
-
 # What an answer can do without does not spoil it, in whatever form it comes.
-Lenient = Annotated[T | None, WrapValidator(_or_none)]
 
 
-class _Message(BaseModel):
-    content: str
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: Lenient[str] = None
-
-
-class _Counts(BaseModel):
-    prompt_tokens: Lenient[int] = None
-    completion_tokens: Lenient[int] = None
-
-    def counts(self) -> Usage:
-        return Usage(self.prompt_tokens, self.completion_tokens)
-
-
-class _Completion(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    model: Lenient[str] = None
-    usage: Lenient[_Counts] = None
-
-
-def _completion(body: Any) -> _Completion:
-    try:
-        return _Completion.model_validate(body, strict=True)
-    except ValidationError:
-        raise ProviderBadResponse from None
+def _reason(said: Any) -> FinishReason:
+    if not isinstance(said, str) or not said:
+        return "stop"
+    return _REASONS.get(said, "other")
 
 
 def _usage(said: Any) -> Usage:
-    try:
-        return _Counts.model_validate(said, strict=True).counts()
-    except ValidationError:
+    if not isinstance(said, dict):
         return Usage()
+    asked, answered = said.get("prompt_tokens"), said.get("completion_tokens")
+    return Usage(_count(asked), _count(answered))
+
+
+def _count(said: Any) -> int | None:
+    # JSON's true is an int as well.
+    return said if type(said) is int else None
 
 
 class _Model(BaseModel):

@@ -5,8 +5,8 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
 from core.db import Database
@@ -37,7 +37,7 @@ from modules.questions.models import Status
 from modules.questions.settings import QuestionSettings
 from modules.questions.settling import Settling
 from modules.questions.writing import Added, NewQuestion, Outcome, Settled, Writing
-from providers.public import Answer, Attempt, Chat, Listener, Progress, ProviderError
+from providers.public import Answer, Chat, Listener, Progress, ProviderError
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,9 @@ class Asking:
         self._chat = chat
         self._settings = settings
         self._lasts_seconds = chat.deadline_seconds + _LAST_SECONDS
-        self._writing = Writing(db, settings, self._lasts_seconds)
+        self._writing = Writing(
+            db, settings, self._lasts_seconds, unclaimed=self._interrupt
+        )
         self._settling = Settling(self._writing.settling)
         self._limits = limits
         self._askers: set[asyncio.Task[Any]] = set()
@@ -121,7 +123,7 @@ class Asking:
         assert asker is not None
         self._askers.add(asker)
         try:
-            added = await self._add(new)
+            added = await self._writing.adding.submit(new)
             if added is None:
                 return await self._not_added(new, reader)
             return Asked(await self._answered(new, added, wait, reader, asker))
@@ -160,24 +162,8 @@ class Asking:
             most = limits.longest_question_bytes
             raise _invalid("too_long", f"Must have at most {most} bytes.")
 
-    async def _add(self, new: NewQuestion) -> Added | None:
-        """Store a question. One that nobody waits for any more is ended at once."""
-        adding = self._writing.adding.submit(new)
-        try:
-            return await asyncio.shield(adding)
-        except asyncio.CancelledError:
-            adding.add_done_callback(lambda _: self._interrupt(new, adding))
-            raise
-
-    def _interrupt(
-        self, new: NewQuestion, adding: asyncio.Future[Added | None]
-    ) -> None:
-        if (
-            adding.cancelled()
-            or adding.exception()
-            or (added := adding.result()) is None
-        ):
-            return
+    def _interrupt(self, new: NewQuestion, added: Added) -> None:
+        """End a question at once that nobody waits for any more."""
         outcome = Outcome(
             added.id,
             new.user_id,
@@ -226,14 +212,15 @@ class Asking:
             end = await self._asked(under_way, new.content, wait, progress)
         finally:
             del self._under_way[added.id]
-        attempts = [attempt._asdict() for attempt in progress.attempts]
+        attempts = progress.attempts
         outcome = Outcome(added.id, new.user_id, attempts=attempts, **end.columns)
         settled = await self._settle(outcome, deadline - loop.time())
         if isinstance(end.failure, DomainError):
-            end.failure.members |= {"question_id": added.id, "attempts": attempts}
+            told = [asdict(attempt) for attempt in attempts]
+            end.failure.members |= {"question_id": added.id, "attempts": told}
         if end.failure is not None:
             raise end.failure
-        return _question(new, added, outcome, settled, progress.attempts)
+        return _question(new, added, outcome, settled)
 
     async def _asked(
         self, under_way: _UnderWay, content: str, wait: Wait, progress: Progress
@@ -340,7 +327,6 @@ def _question(
     added: Added,
     outcome: Outcome,
     settled: Settled,
-    attempts: Sequence[Attempt],
 ) -> Question:
     """What is stored by now, without reading it."""
     return Question(
@@ -354,7 +340,7 @@ def _question(
         usage=usage_of(outcome.prompt_tokens, outcome.completion_tokens),
         finish_reason=outcome.finish_reason,
         error_code=outcome.error_code,
-        attempts=tuple(attempts),
+        attempts=tuple(outcome.attempts),
         asked_at=added.asked_at,
         answered_at=settled.answered_at,
     )

@@ -57,7 +57,7 @@ class IdempotencyKeyReused(Invalid):
     code = "idempotency_key_reused"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Question:
     """A question as it is stored."""
 

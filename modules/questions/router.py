@@ -34,6 +34,7 @@ from modules.questions.schemas import (
     LimitsRead,
     QuestionListed,
     QuestionRead,
+    as_json,
 )
 from modules.questions.service import Filters, Questions
 from modules.questions.streaming import EventStream, LiveAnswer, begun
@@ -86,10 +87,8 @@ async def ask(
         key=idempotency_key(request),
         route="POST /questions",
     )
-    # Written here: FastAPI would validate it once more.
-    body_written = QuestionRead.model_validate(asked.question).model_dump_json()
     headers = REPLAYED if asked.is_replayed else None
-    return Response(body_written, 201, headers, "application/json")
+    return Response(as_json(asked.question), 201, headers, "application/json")
 
 
 @router.post(
@@ -135,7 +134,7 @@ async def ask_and_read(
     return EventStream(
         live,
         asking,
-        done=lambda question: QuestionRead.model_validate(question).model_dump_json(),
+        done=as_json,
         silence_seconds=stored.settings.stream_silence_seconds,
     )
 

@@ -3,9 +3,10 @@
 from datetime import date, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from core.text import SafeText
+from modules.questions.domain import Question
 from modules.questions.models import Status
 
 
@@ -74,6 +75,15 @@ class QuestionRead(BaseModel):
     attempts: list[AttemptRead] = Field(description="Who was asked, in order.")
     asked_at: datetime = Field(examples=["2026-11-23T09:30:00.120000Z"])
     answered_at: datetime | None = Field(examples=["2026-11-23T09:30:01.480000Z"])
+
+
+_SHOWN = set(QuestionRead.model_fields)
+_OURS = TypeAdapter(Question)
+
+
+def as_json(question: Question) -> bytes:
+    """A `QuestionRead` as it is sent: what we made ourselves is not validated."""
+    return _OURS.dump_json(question, include=_SHOWN)
 
 
 class QuestionListed(QuestionRead):

@@ -117,7 +117,7 @@ class EventStream(Response):
         live: LiveAnswer,
         asking: asyncio.Task[Asked],
         *,
-        done: Callable[[Question], str],
+        done: Callable[[Question], bytes],
         silence_seconds: float,
     ) -> None:
         """`done` writes the question as JSON; a silence is broken by a comment."""
@@ -155,7 +155,7 @@ class EventStream(Response):
 
     async def _send_end(self, send: Send, request_id: str) -> None:
         try:
-            last = _written("done", self._done(self._asking.result().question))
+            last = _written("done", self._done(self._asking.result().question).decode())
         except ClientGone:
             raise
         except asyncio.CancelledError:

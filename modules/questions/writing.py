@@ -1,11 +1,12 @@
 """The two writes of a question's way, each shared by all who are there just then."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from pydantic_core import to_json
 from sqlalchemy import Executable
 
 from core.batching import Batcher
@@ -14,9 +15,10 @@ from modules.questions import repository
 from modules.questions.models import Status
 from modules.questions.settings import QuestionSettings
 from modules.questions.sql import NEW, OUTCOME, statements
+from providers.public import Attempt
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class NewQuestion:
     """A question to store. Its own key is unlike every other."""
 
@@ -34,14 +36,14 @@ class Added(NamedTuple):
     asked_at: datetime
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Outcome:
     """What became of a question; there is one for each."""
 
     question_id: int
     user_id: int
     status: Status
-    attempts: Sequence[Mapping[str, Any]] = ()
+    attempts: Sequence[Attempt] = ()
     answer: str | None = None
     provider: str | None = None
     model: str | None = None
@@ -61,12 +63,21 @@ class Writing:
     """Adds questions and settles them, together."""
 
     def __init__(
-        self, db: Database, limits: QuestionSettings, deadline_seconds: float
+        self,
+        db: Database,
+        limits: QuestionSettings,
+        deadline_seconds: float,
+        unclaimed: Callable[[NewQuestion, Added], object] | None = None,
     ) -> None:
-        """A question is taken for lost when it is pending after `deadline_seconds`."""
+        """A question is taken for lost when it is pending after `deadline_seconds`.
+
+        `unclaimed` is told of one that was added when nobody waited for it any more.
+        """
         self._db = db
         self._sql = statements(db.dialect, limits, deadline_seconds)
-        self.adding = Batcher(self._add, again=self._add_again, most=200)
+        self.adding = Batcher(
+            self._add, again=self._add_again, unclaimed=unclaimed, most=200
+        )
         # An answer may have hundreds of kilobytes.
         self.settling = Batcher(
             self._settle, again=self._settle, most=100, weigh=_length
@@ -151,4 +162,4 @@ def _length(outcome: Outcome) -> int:
 
 def _rows(items: Sequence[object], fields: Mapping[str, str]) -> str:
     table = [[getattr(item, name) for name in fields] for item in items]
-    return json.dumps(table, ensure_ascii=False)
+    return to_json(table).decode()

@@ -22,6 +22,7 @@ from core.db import Database, DatabaseUnavailable
 from modules.questions.models import BudgetRow, QuestionRow, Status, UsageRow
 from modules.questions.settings import QuestionSettings
 from modules.questions.writing import Added, NewQuestion, Outcome, Settled, Writing
+from providers.public import Attempt
 from tests.conftest import Databases, connected
 from tests.support.dying import MARK, Death, Moment, mortal, mortal_writer
 
@@ -330,7 +331,7 @@ class Play:
             id,
             stored.person.id,
             Status.ANSWERED,
-            attempts=[{"provider": "main", "took_ms": 1}],
+            attempts=[Attempt("main", "answered", 1)],
             # What is answered has an answer.
             answer=None if item.how == "poisoned" else f"Because {uuid.uuid4().hex}.",
             provider=_mark(),
