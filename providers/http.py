@@ -418,11 +418,14 @@ async def read_json(response: aiohttp.ClientResponse) -> Any:
     return parse_json(b"".join(parts))
 
 
+_decode = json.JSONDecoder().decode
+
+
 def parse_json(body: bytes | str) -> Any:
     """Raises ProviderBadResponse for what is no JSON in UTF-8."""
     try:
         # Not by pydantic: an escaped lone surrogate is repaired later on.
-        return json.loads(body.decode("utf-8") if isinstance(body, bytes) else body)
+        return _decode(body.decode("utf-8") if isinstance(body, bytes) else body)
     except (ValueError, RecursionError):
         raise ProviderBadResponse from None
 

@@ -48,51 +48,43 @@ class EventReader:
         Raises ProviderBadResponse for a line or an event of more than 64 KiB.
         """
         for line in self._lines(part):
+            _check_size(len(line))
             if not line:
-                if (event := self._dispatch()) is not None:
-                    yield event
+                if self._data:
+                    yield Event(self._name, "\n".join(self._data))
+                self._name, self._data, self._size = "", [], 0
                 continue
             field, _, value = line.partition(b":")
             if field == b"data":
                 self._append(value.removeprefix(b" "))
             elif field == b"event":
                 self._name = value.removeprefix(b" ").decode("utf-8", "replace")
+        _check_size(len(self._rest))
 
-    def _lines(self, part: bytes) -> Iterator[bytes]:
+    def _lines(self, part: bytes) -> list[bytes]:
+        """The lines that `part` completes; the first may have begun before."""
         if not part:
-            return
+            return []
         if self._ended_by_cr:
             # It may be the second half of a CR LF that was cut in two.
             part = part.removeprefix(b"\n")
         self._ended_by_cr = part.endswith(b"\r")
         lines = part.splitlines()
         cut = b"" if part.endswith((b"\r", b"\n")) or not lines else lines.pop()
-        for line in lines:
-            yield self._whole(line)
-        self._rest += cut
-        _check_size(len(self._rest))
-
-    def _whole(self, line: bytes) -> bytes:
-        """The line, with the beginning that came earlier."""
-        if self._rest:
-            self._rest += line
-            line = bytes(self._rest)
+        if lines and self._rest:
+            self._rest += lines[0]
+            lines[0] = bytes(self._rest)
             self._rest.clear()
-        _check_size(len(line))
-        if self._is_first:
+        if lines and self._is_first:
             self._is_first = False
-            line = line.removeprefix(_BYTE_ORDER_MARK)
-        return line
+            lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
+        self._rest += cut
+        return lines
 
     def _append(self, value: bytes) -> None:
         self._size += len(value) + 1
         _check_size(self._size)
         self._data.append(value.decode("utf-8", "replace"))
-
-    def _dispatch(self) -> Event | None:
-        event = Event(self._name, "\n".join(self._data)) if self._data else None
-        self._name, self._data, self._size = "", [], 0
-        return event
 
 
 def _check_size(size: int) -> None:
