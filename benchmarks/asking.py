@@ -49,7 +49,7 @@ LIMITS = {
     "questions__per_day": "1000000000",
     "questions__tokens_per_day": "1000000000000",
     "questions__service_per_day": "1000000000000",
-    "questions__service_tokens_per_day": "1000000000000000",
+    "questions__service_tokens_per_day": "1000000000000",
 }
 
 

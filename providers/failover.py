@@ -331,7 +331,8 @@ class _Cleaned:
 
     def _fit(self, text: str) -> str:
         # PostgreSQL refuses NUL, and UTF-8 lone surrogates.
-        text = storable(text)
+        if not text.isascii() or "\0" in text:
+            text = storable(text)
         self._bytes_left -= len(text) if text.isascii() else len(text.encode())
         if self._bytes_left < 0:
             raise AnswerTooLarge

@@ -104,15 +104,16 @@ def usage_of(prompt_tokens: int | None, completion_tokens: int | None) -> Usage 
     return Usage(prompt_tokens, completion_tokens)
 
 
-_ENDS: Mapping[str, type[DomainError]] = {
+ENDS: Mapping[str, type[DomainError]] = {
     kind.code: kind
     for kind in (*PROVIDER_ERRORS, Abandoned, Internal, OwnerLost, ServerShutdown)
 }
+"""By their codes: what a question without an answer may have ended with."""
 
 
 def failure(
     code: str, question_id: int, attempts: Sequence[Mapping[str, Any]]
 ) -> DomainError:
     """The problem that a question without an answer ended with."""
-    kind = _ENDS.get(code, Internal)
+    kind = ENDS.get(code, Internal)
     return kind(question_id=question_id, attempts=list(attempts))

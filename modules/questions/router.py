@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from core.errors import Internal
 from core.http import Caller
 from core.pages import CursorText, Page, PageLimit
 from core.problems import REPLAYED, problem_responses
@@ -35,6 +36,7 @@ from modules.questions.schemas import (
     QuestionListed,
     QuestionRead,
     as_json,
+    replayable,
 )
 from modules.questions.service import Filters, Questions
 from modules.questions.streaming import EventStream, LiveAnswer, begun
@@ -48,6 +50,7 @@ _ASKING_ERRORS = (
     *LIMIT_ERRORS,
     Abandoned,
     IdempotencyKeyReused,
+    Internal,
     InvalidIdempotencyKey,
     NotStored,
     OwnerLost,
@@ -55,6 +58,7 @@ _ASKING_ERRORS = (
     RequestInProgress,
     ServerShutdown,
 )
+_ASKING_PROBLEMS = replayable(problem_responses(*_ASKING_ERRORS))
 
 
 @router.post(
@@ -62,7 +66,7 @@ _ASKING_ERRORS = (
     status_code=201,
     summary="Ask a question",
     response_model=QuestionRead,
-    responses=problem_responses(*_ASKING_ERRORS) | REPLAY_HEADER,
+    responses=_ASKING_PROBLEMS | REPLAY_HEADER,
     openapi_extra=DESCRIBED,
 )
 async def ask(
@@ -97,7 +101,7 @@ async def ask(
     status_code=200,
     summary="Ask a question and read the answer as it comes",
     response_class=EventStream,
-    responses=problem_responses(*_ASKING_ERRORS) | STREAM_RESPONSE,
+    responses=_ASKING_PROBLEMS | STREAM_RESPONSE,
     openapi_extra=DESCRIBED,
 )
 async def ask_and_read(

@@ -5,8 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from core.problems import status_of
 from core.text import SafeText
-from modules.questions.domain import Question
+from modules.questions.domain import ENDS, Question
 from modules.questions.models import Status
 
 
@@ -132,13 +133,25 @@ class UsageCounted(BaseModel):
     minute_questions: int
 
 
+_Responses = dict[int | str, dict[str, Any]]
 _REPLAYED = {
     "Idempotency-Replayed": {
         "description": "`true` when this was answered before, and not asked again.",
         "schema": {"type": "string", "enum": ["true"]},
     }
 }
-REPLAY_HEADER: dict[int | str, dict[str, Any]] = {201: {"headers": _REPLAYED}}
+REPLAY_HEADER: _Responses = {201: {"headers": _REPLAYED}}
+
+
+def replayable(problems: _Responses) -> _Responses:
+    """These problems, the stored ends of a question marked as what may be replayed."""
+    statuses = {status_of(kind) for kind in ENDS.values()}
+    return problems | {
+        status: described | {"headers": described.get("headers", {}) | _REPLAYED}
+        for status, described in problems.items()
+        if status in statuses
+    }
+
 
 _STREAM = """\
 event: meta
@@ -162,7 +175,7 @@ _EVENT: dict[str, Any] = {
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
-STREAM_RESPONSE: dict[int | str, dict[str, Any]] = {
+STREAM_RESPONSE: _Responses = {
     200: {
         "description": "Events `meta`, `delta` (any number), and `done` or `error`.",
         "headers": _REPLAYED,

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from core.app import create_app
+from core.body import BodyGuard
+from core.http import HeaderGuard, RequestStep
 from core.module import ROOT, in_tree_names
 from core.settings import load_settings
 from tests.architecture.contracts import check, contracts
@@ -206,11 +209,16 @@ def test_no_other_distribution_owns_a_name_of_ours() -> None:
 
 def test_F17_no_middleware_derives_from_the_one_that_hides_disconnects() -> None:
     app = create_app(load_settings(None, {"VOPROS_LLM__PROVIDER": "echo"}))
-    assert app.user_middleware
-    for middleware in app.user_middleware:
-        kind = middleware.cls
-        assert isinstance(kind, type)
-        assert not issubclass(kind, BaseHTTPMiddleware)
+    step: Any = app.middleware_stack
+    steps = []
+    while step is not app.router:
+        assert not isinstance(step, BaseHTTPMiddleware)
+        steps.append(type(step))
+        step = getattr(step, "_app", None) or step.app
+    assert {RequestStep, HeaderGuard, BodyGuard} < set(steps)
+    # Nobody can put one around them behind our back.
+    with pytest.raises(RuntimeError):
+        app.add_middleware(BaseHTTPMiddleware)
     sources = [file for part in TREE for file in (ROOT / part).rglob("*.py")]
     for file in sources:
         used = {

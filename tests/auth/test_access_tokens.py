@@ -1,5 +1,6 @@
 """Access tokens that are not what they say (J01 to J18)."""
 
+import asyncio
 import hashlib
 import json
 import time
@@ -159,6 +160,20 @@ async def test_J04_an_expiry_that_is_past_or_none_is_not_valid(
 async def test_J04_an_expiry_within_the_leeway_is_valid(api: Api, ada: Account) -> None:
     claims = claims_of(ada) | {"exp": int(time.time()) - 5}
     await assert_accepted(api, sign(claims | {"iat": claims["exp"] - 900}))
+
+
+async def test_J04_a_token_that_was_valid_before_expires_all_the_same(
+    api: Api, ada: Account
+) -> None:
+    # Of the ten seconds of leeway a few are left.
+    claims = claims_of(ada) | {"exp": int(time.time()) - 7}
+    token = sign(claims | {"iat": claims["exp"] - 900})
+    await assert_accepted(api, token)
+    async with asyncio.timeout(10):
+        while (await call(api, token)).status_code == 200:
+            await asyncio.sleep(0.1)
+    assert time.time() - claims["exp"] >= 10
+    await assert_refused(api, token)
 
 
 async def test_a_session_that_has_ended_is_not_valid(

@@ -107,6 +107,25 @@ async def test_a_waiter_who_leaves_harms_nobody() -> None:
     assert store.batches == [[2, 4, 6], [10]]
 
 
+async def test_what_came_of_it_is_told_when_its_waiter_has_left_too_late() -> None:
+    store, told = Store(), list[tuple[int, int]]()
+    batcher = Batcher(store.look_up, unclaimed=lambda *found: told.append(found))
+    store.is_open.clear()
+    waiting = [asyncio.create_task(batcher.find(key)) for key in (2, 3, 4)]
+    while not store.batches:
+        await asyncio.sleep(0)
+    queued = asyncio.create_task(batcher.find(6))
+    await asyncio.sleep(0)
+    for task in (waiting[0], waiting[1], queued):
+        task.cancel()
+    await asyncio.sleep(0)
+    store.is_open.set()
+    assert await outcomes(waiting[2]) == [16]
+    await batcher.drain()
+    # Nothing came of 3, and 6 was never asked for.
+    assert (told, store.batches) == ([(2, 4)], [[2, 3, 4]])
+
+
 async def test_when_all_who_waited_have_left_nothing_is_asked() -> None:
     store = Store()
     batcher = Batcher(store.look_up)

@@ -33,6 +33,7 @@ from tests.conftest import Databases, connected, served
 from tests.support.api import PASSWORD, assert_problem
 from tests.support.config import write_config
 from tests.support.postgres import Postgres
+from tests.support.process import serving
 from tests.support.upstream import Upstream
 
 
@@ -192,6 +193,22 @@ async def test_the_last_three_come_from_the_index(
 
 
 # Faults, as a client and an operator see them.
+
+
+async def test_a_server_that_begins_has_all_its_connections(
+    databases: Databases, tmp_path: Path
+) -> None:
+    """The first burst of questions waits for none to be opened."""
+    url = await databases.migrated("postgresql")
+    config = write_config(tmp_path / "app.toml", url, database="pool_size = 7")
+    theirs = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'vopros'"
+        " AND datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    async with connected(url) as database, database.reading() as session:
+        assert await session.scalar(theirs) == 0
+        with serving("--config", config):
+            assert await session.scalar(theirs) >= 7
 
 
 async def test_F13_no_free_connection_is_503_busy(

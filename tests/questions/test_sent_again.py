@@ -6,32 +6,12 @@ import uuid
 import pytest
 from sqlalchemy import text
 
-from core.db import Database
 from modules.questions.settings import QuestionSettings
 from modules.questions.writing import NewQuestion, Writing
 from tests.conftest import Databases, connected
+from tests.support.slow import slow_inserts, waiting
 
-# What is inserted is not committed while somebody else holds this lock.
-_SLOW = """
-CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
-$$ BEGIN PERFORM pg_advisory_xact_lock_shared(42); RETURN NULL; END $$
-"""
-_TRIGGER = (
-    "CREATE TRIGGER wait AFTER INSERT ON questions"
-    " FOR EACH ROW EXECUTE FUNCTION wait()"
-)
 _USER = "INSERT INTO users (username, username_key) VALUES ('ada', 'ada') RETURNING id"
-
-
-async def waiting(database: Database, count: int) -> None:
-    """Wait until so many statements wait for a lock."""
-    found = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-    async with asyncio.timeout(10):
-        while True:
-            async with database.reading() as session:
-                if await session.scalar(found) == count:
-                    return
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("limits", [{}, {"per_day": 1}, {"service_per_day": 1}])
@@ -43,13 +23,10 @@ async def test_an_insert_that_goes_on_without_its_connection_is_found(
     settings = QuestionSettings.model_validate(limits)
     async with connected(url) as database:
         async with database.transaction() as session:
-            for statement in (_SLOW, _TRIGGER):
-                await session.execute(text(statement))
             user_id = await session.scalar(text(_USER))
         writing = Writing(database, settings, 90)
         new = NewQuestion(user_id, "Once?", uuid.uuid4().hex, "key", "f" * 64)
-        async with database.transaction() as session:
-            await session.execute(text("SELECT pg_advisory_xact_lock(42)"))
+        async with slow_inserts(database):
             first = asyncio.create_task(writing._add([new]))
             await waiting(database, 1)
             # As the batcher does once it has lost the connection of the first.

@@ -20,6 +20,7 @@ from modules.questions.writing import Added, NewQuestion, Outcome, Settled, Writ
 from tests.conftest import Databases, connected
 from tests.questions.test_writing import make_people
 from tests.support.dying import MARK, mortal
+from tests.support.slow import slow_inserts, waiting
 
 ROUNDS = 150
 GENEROUS = {"per_minute": 1_000_000, "service_per_day": 1_000_000}
@@ -98,6 +99,31 @@ async def test_A19_a_limit_holds_for_all_replicas_to_the_last_question(
         assert len(stored) == most
         mine = f"SELECT count(*) FROM questions WHERE user_id = {ada}"
         assert await count(replicas[0], mine) == most
+
+
+@pytest.mark.parametrize(
+    "limit", ["per_minute", "in_flight", "per_day", "service_per_day"]
+)
+async def test_A19_what_one_replica_is_about_to_store_another_counts(
+    databases: Databases, limit: str
+) -> None:
+    """The second statement begins while the first is not committed yet."""
+    url = await databases.migrated("postgresql")
+    async with connected(url) as one, connected(url) as other:
+        (ada,) = await make_people(one, 1)
+        async with slow_inserts(one):
+            first = asyncio.create_task(
+                added(writing(one, **{limit: 1}), [question(ada)])
+            )
+            await waiting(one, 1)
+            second = asyncio.create_task(
+                added(writing(other, **{limit: 1}), [question(ada)])
+            )
+            await waiting(one, 2)
+        assert [[bool(told) for told in await task] for task in (first, second)] == [
+            [True],
+            [False],
+        ]
 
 
 async def test_A20_replicas_store_a_key_once_in_whatever_order_they_get_them(
