@@ -1,19 +1,23 @@
 """Whoever asked hangs up: nobody is asked for nothing, and what came is kept."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.testing import Running
+from modules.questions.asking import Asking
 from providers.bulkhead import Bulkhead
 from providers.failover import FailoverChat
-from tests.conftest import served
+from providers.public import Answer
+from tests.conftest import Databases, connected, served
 from tests.support.api import Account, Api
 from tests.support.config import write_config
 from tests.support.leaver import Leaver, asking
+from tests.support.slow import slow_inserts, waiting
 from tests.support.upstream import (
     STREAM_HEAD,
     Received,
@@ -168,3 +172,33 @@ async def test_U36_A13_who_hangs_up_is_answered_no_more_whatever_is_going_on(
     # The place is free: the next one need not wait for the rest of a deadline.
     async with asyncio.timeout(2):
         assert (await api.ask(ada, "And now?")).status_code == 201
+
+
+async def test_A04_who_is_cancelled_while_a_question_is_stored_leaves_none_pending(
+    databases: Databases, upstream: Upstream, tmp_path: Path
+) -> None:
+    """As a server does with a request that outlasts its own patience."""
+    url = await databases.migrated("postgresql")
+    file = write_config(tmp_path / "app.toml", url, upstream.base_url)
+
+    async def nobody_is_asked(call: Coroutine[Any, Any, Answer]) -> Answer:
+        raise AssertionError("it was asked")
+
+    async with served(file) as (service, api), connected(url) as database:
+        ada = await api.account()
+        ask = service.service(Asking).ask
+        async with slow_inserts(database):
+            stored = asyncio.create_task(ask(ada.id, "Why?", nobody_is_asked))
+            await waiting(database, 1)
+            # This one is not even sent yet.
+            queued = asyncio.create_task(ask(ada.id, "How?", nobody_is_asked))
+            await asyncio.sleep(0)
+            for task in (stored, queued):
+                task.cancel()
+            await asyncio.wait({stored, queued})
+        question = await api.settled(ada)
+        assert (question["status"], question["error_code"]) == (
+            "interrupted",
+            "server_shutdown",
+        )
+        assert [each["content"] for each in await api.newest(ada)] == ["Why?"]
