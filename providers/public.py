@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from pydantic import Field
 
@@ -32,8 +32,7 @@ class ChatRequest:
     """Somebody reads the pieces as they come; else one Delta with all of it is best."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """The next piece of an answer; an empty one says that the model is thinking."""
 
     text: str
