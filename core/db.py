@@ -16,10 +16,11 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -56,7 +57,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import greenlet_spawn
 
 from core.errors import DomainError, StartRefused, Unavailable
 from core.module import ROOT
@@ -327,8 +328,9 @@ class Database:
         Raises DatabaseUnavailable, Busy or StorageFull in the place of the driver's
         errors; IntegrityError passes, because only the caller knows what it means.
         """
-        async with _translated(), self._writing() as session, session.begin():
-            yield session
+        with _translated():
+            async with self._writing() as session, session.begin():
+                yield session
 
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[AsyncConnection]:
@@ -343,14 +345,16 @@ class Database:
     @asynccontextmanager
     async def work(self) -> AsyncIterator[AsyncConnection]:
         """The same for several statements, committed together at the block's end."""
-        async with _translated(), self._writer.begin() as connection:
-            yield connection
+        with _translated():
+            async with self._writer.begin() as connection:
+                yield connection
 
     @asynccontextmanager
     async def query(self) -> AsyncIterator[AsyncConnection]:
         """A connection for one statement that reads, where a session costs too much."""
-        async with _translated(), self._reader.connect() as connection:
-            yield connection
+        with _translated():
+            async with self._reader.connect() as connection:
+                yield connection
 
     async def fetch(
         self, statement: "Statement", parameters: Mapping[str, Any], *, lock: str = ""
@@ -370,25 +374,24 @@ class Database:
         )
 
     async def _with_driver(self, work: Callable[[Any], Awaitable[T]]) -> T:
-        async with _translated():
-            return await greenlet_spawn(self._lend_driver, work)
-
-    def _lend_driver(self, work: Callable[[Any], Awaitable[T]]) -> T:
-        lent = self._writer.sync_engine.raw_connection()
-        try:
-            done: T = await_only(work(lent.driver_connection))
-        except BaseException:
-            # In the middle of whatever it was.
-            lent.invalidate()
-            raise
-        lent.close()
-        return done
+        with _translated():
+            lent = await greenlet_spawn(self._writer.sync_engine.raw_connection)
+            try:
+                done = await work(lent.driver_connection)
+            except BaseException:
+                # In the middle of whatever it was.
+                await greenlet_spawn(lent.invalidate)
+                raise
+            # Nothing is open on it that anybody would have to wait for.
+            lent.close()
+            return done
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
         """A session that only reads. Raises as `transaction` does."""
-        async with _translated(), self._reading() as session:
-            yield session
+        with _translated():
+            async with self._reading() as session:
+                yield session
 
     async def connect_patiently(self) -> None:
         """Wait for a database that is still starting, `start_seconds` at most.
@@ -437,8 +440,9 @@ class Database:
     @asynccontextmanager
     async def probing(self) -> AsyncIterator[AsyncConnection]:
         """A connection that no request takes: being busy is not being down."""
-        async with _translated(), self._prober.connect() as connection:
-            yield connection
+        with _translated():
+            async with self._prober.connect() as connection:
+                yield connection
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
@@ -453,8 +457,9 @@ class Database:
             else _postgresql_engine(self.url, 1, self.settings, is_patient=True)
         )
         try:
-            async with _translated(), engine.connect() as connection:
-                yield connection
+            with _translated():
+                async with engine.connect() as connection:
+                    yield connection
         finally:
             await engine.dispose()
 
@@ -464,8 +469,8 @@ class Database:
             await engine.dispose()
 
 
-@asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
+@contextmanager
+def _translated() -> Iterator[None]:
     try:
         yield
     except sa_exc.IntegrityError:
