@@ -54,6 +54,8 @@ _POSTGRESQL = {
     "lock_accounts": "FOR KEY SHARE",
     "lock_questions": "FOR UPDATE OF questions",
     "lock_usage": "FOR UPDATE",
+    # So said, each is found by its id, and not among all that are pending.
+    "is_pending": "COALESCE(questions.status, '') = 'pending'",
     "least": "LEAST",
     "day_of": "CAST({} AT TIME ZONE 'UTC' AS date)",
     "now": "statement_timestamp()",
@@ -67,6 +69,7 @@ _SQLITE = {
     "lock_accounts": "",
     "lock_questions": "",
     "lock_usage": "",
+    "is_pending": "questions.status = 'pending'",
     "least": "min",
     "day_of": "date({})",
     "now": "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
@@ -146,10 +149,10 @@ asker AS (
     ORDER BY id {lock_accounts}
 ),
 held AS (
-    SELECT input.* FROM questions
-    JOIN asker ON asker.id = questions.user_id
-    JOIN input ON input.question_id = questions.id
-    WHERE questions.status = 'pending'
+    SELECT input.* FROM input
+    JOIN asker ON asker.id = input.user_id
+    JOIN questions ON questions.id = input.question_id
+    WHERE questions.user_id = asker.id AND {is_pending}
     ORDER BY questions.id {lock_questions}
 )
 """
