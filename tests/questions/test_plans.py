@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,6 +17,7 @@ from modules.questions import repository
 from modules.questions.models import Status
 from modules.questions.settings import QuestionSettings
 from modules.questions.sql import statements
+from modules.questions.writing import NewQuestion, Outcome, Writing
 from tests.conftest import Databases, connected
 from tests.support.plans import Act, Plan, explained, first_sent, steps
 
@@ -50,6 +52,19 @@ SETTLE = """
 UPDATE questions SET status = 'answered', answer = 'So.', answered_at = asked_at,
     client_key = NULL, fingerprint = NULL
 WHERE status = 'pending' AND id % 500 <> 0
+"""
+
+
+# A tenth of them, somebody else's, are pending and have keys.
+GROWN = f"""
+INSERT INTO questions (user_id, content, status, answer, answered_at,
+    idempotency_key, client_key, fingerprint, deadline_at)
+SELECT 1 + p, 'Why?', CASE p WHEN 1 THEN 'pending' ELSE 'answered' END,
+    CASE p WHEN 0 THEN 'So.' END, CASE p WHEN 0 THEN statement_timestamp() END,
+    n, CASE p WHEN 1 THEN n END, CASE p WHEN 1 THEN 'of this' END,
+    statement_timestamp()
+FROM (SELECT n, CASE WHEN n % 10 = 0 THEN 1 ELSE 0 END AS p
+    FROM generate_series(1, {COUNT}) AS n) AS numbered
 """
 
 
@@ -197,27 +212,91 @@ async def test_whatever_else_looks_for_questions_reads_a_few(
     assert index in found or "ix_questions_unanswered" in found, plan.root
 
 
-@pytest.mark.parametrize("is_generic", [False, True])
-@pytest.mark.parametrize("write", ["add", "settle"])
-async def test_writing_questions_with_every_limit_set_reads_a_few(
-    postgresql: Database, write: str, is_generic: bool
-) -> None:
-    limits = {"per_minute": 9, "in_flight": 99, "per_day": 99, "tokens_per_day": 99}
-    budget = {"service_per_day": 99, "service_tokens_per_day": 99}
-    settings = QuestionSettings.model_validate(limits | budget)
-    sql = statements("postgresql", settings, deadline_seconds=90)
+LIMITS = QuestionSettings.model_validate(
+    {"per_minute": 99, "in_flight": 99, "per_day": 99, "tokens_per_day": 99}
+    | {"service_per_day": 99, "service_tokens_per_day": 99}
+)
+
+
+async def write_plan(session: AsyncSession, write: str, *, is_generic: bool) -> Plan:
+    """Of one of both writes, with every limit set."""
+    sql = statements("postgresql", LIMITS, deadline_seconds=90)
     new = [MOST, "Why?", "new", "key", "of this"]
     outcome = [COUNT, MOST, "answered", [], "So.", "main", "fake", 1, 1, "stop", None]
     statement, row = (sql.add, new) if write == "add" else (sql.settle, outcome)
     rows = {"rows": json.dumps([row])}
+    sent = await first_sent(session, lambda s: s.execute(statement.element, rows))
+    return await explained(session, sent, is_generic=is_generic)
+
+
+def assert_settled_by_id(plan: Plan) -> None:
+    """Not found among all that are pending, which may be thousands."""
+    found_by = {node.get("Index Name") for node in plan.nodes_of("questions")}
+    assert found_by == {"pk_questions"}
+
+
+@pytest.mark.parametrize("is_generic", [False, True])
+@pytest.mark.parametrize("write", ["add", "settle"])
+async def test_writing_questions_reads_a_few(
+    postgresql: Database, write: str, is_generic: bool
+) -> None:
     async with postgresql.transaction() as session:
-        sent = await first_sent(session, lambda s: s.execute(statement.element, rows))
-        plan = await explained(session, sent, is_generic=is_generic)
+        plan = await write_plan(session, write, is_generic=is_generic)
     assert_few(plan, write)
     if write == "settle":
-        # Not one among all that are pending, which may be thousands.
-        found_by = {node.get("Index Name") for node in plan.nodes_of("questions")}
-        assert found_by == {"pk_questions"}
+        assert_settled_by_id(plan)
+
+
+async def test_plans_made_for_empty_tables_do_for_full_ones(
+    databases: Databases,
+) -> None:
+    """A server that has just been installed must not slow down until it is analyzed."""
+    url = await databases.migrated("postgresql")
+    async with connected(url, pool_size=1) as database:
+        writing = Writing(database, LIMITS, 90)
+        off = "ALTER TABLE questions SET (autovacuum_enabled = off)"
+        async with database.transaction() as session:
+            await session.execute(text(off))
+            for name in ("ada", "eve"):
+                add = "INSERT INTO users (username, username_key) VALUES (:name, :name)"
+                await session.execute(text(add), {"name": name})
+        # After the fifth time a plan is kept that knows none of the values.
+        for _ in range(10):
+            await _ask_once(writing)
+        async with database.transaction() as session:
+            plan = await write_plan(session, "settle", is_generic=True)
+        assert_settled_by_id(plan)
+        before = await _rows_read(database)
+        async with database.transaction() as session:
+            await session.execute(text(GROWN))
+        for _ in range(3):
+            await _ask_once(writing)
+        read = await _rows_read(database) - before
+        assert read < 100
+
+
+async def _ask_once(writing: Writing) -> None:
+    key = uuid.uuid4().hex
+    new = NewQuestion(1, "Why?", key, key, "of this")
+    added = await writing.adding.submit(new)
+    assert added is not None
+    outcome = Outcome(added.id, 1, Status.ANSWERED, answer="So.", completion_tokens=1)
+    assert await writing.settling.submit(outcome) is not None
+
+
+async def _rows_read(database: Database) -> int:
+    """How many rows of questions were looked at, in the table or in an index."""
+    async with database.reading() as session:
+        await session.execute(text("SELECT pg_stat_force_next_flush()"))
+    async with database.reading() as session:
+        found = await session.scalar(
+            text(
+                "SELECT seq_tup_read + (SELECT sum(idx_tup_read)"
+                " FROM pg_stat_user_indexes WHERE relname = 'questions')"
+                " FROM pg_stat_user_tables WHERE relname = 'questions'"
+            )
+        )
+    return int(found or 0)
 
 
 async def test_sqlite_finds_every_page_in_the_order_of_an_index(
