@@ -268,13 +268,7 @@ class _Question:
         events = backend.model.stream(self._request)
         try:
             async for event in events:
-                if isinstance(event, Delta):
-                    text = cleaned.piece(event.text)
-                elif isinstance(event, Finish):
-                    text = cleaned.rest()
-                else:
-                    raise ProviderBug
-                if text:
+                if text := cleaned.text_of(event):
                     if self._is_probe:
                         # It works again: nobody has to wait for a long answer's end.
                         self._is_probe = False
@@ -315,8 +309,16 @@ class _Cleaned:
         self._bytes_left = most_bytes
         self._half = ""
 
-    def piece(self, text: str) -> str:
-        """What there is to tell after this piece. Raises AnswerTooLarge."""
+    def text_of(self, event: object) -> str:
+        """What there is to tell after an event. Raises AnswerTooLarge, or ProviderBug
+        for what is none."""
+        if isinstance(event, Delta):
+            return self._piece(event.text)
+        if isinstance(event, Finish):
+            return self._fit(self._half)
+        raise ProviderBug
+
+    def _piece(self, text: str) -> str:
         if self._half or _is_cut(text):
             # UTF-16 is what has halves: it joins those that fit, and keeps the others.
             halves = (self._half + text).encode("utf-16-le", "surrogatepass")
@@ -324,10 +326,6 @@ class _Cleaned:
             self._half = text[-1] if _is_cut(text) else ""
             text = text.removesuffix(self._half)
         return self._fit(text)
-
-    def rest(self) -> str:
-        """What there is to tell at the end. Raises AnswerTooLarge."""
-        return self._fit(self._half)
 
     def _fit(self, text: str) -> str:
         # PostgreSQL refuses NUL, and UTF-8 lone surrogates.

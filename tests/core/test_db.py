@@ -162,19 +162,8 @@ async def test_the_last_three_come_from_the_index(
     """However the 50,000 questions there are spread over people."""
     url = await databases.migrated("postgresql")
     async with connected(url) as database:
-        async with database.transaction() as session:
-            for statement in (
-                "INSERT INTO users (username, username_key) SELECT 'u' || n, 'u' || n"
-                f" FROM generate_series(100, 99 + {people}) n",
-                "INSERT INTO questions (user_id, content, idempotency_key)"
-                " SELECT u.id, 'Why?', n::text"
-                f" FROM generate_series(1, 50000 / {people}) n, users u",
-            ):
-                await session.execute(text(statement))
+        somebody = await _spread(database, people)
         async with database.reading() as session:
-            await session.execute(text("ANALYZE questions"))
-            somebody = await session.scalar(text("SELECT min(id) FROM users"))
-            assert somebody is not None
             newest: object = newest_of(somebody, 3).compile(
                 dialect=postgresql.dialect(),  # type: ignore[no-untyped-call]
                 compile_kwargs={"literal_binds": True},
@@ -190,6 +179,38 @@ async def test_the_last_three_come_from_the_index(
     assert "Index Scan using ix_questions_user_id_asked_at on questions" in plan
     assert "Sort" not in plan
     assert "Seq Scan" not in plan
+
+
+async def _spread(database: Database, people: int) -> int:
+    """50,000 questions of so many people; the id of one."""
+    async with database.transaction() as session:
+        for statement in (
+            "INSERT INTO users (username, username_key) SELECT 'u' || n, 'u' || n"
+            f" FROM generate_series(100, 99 + {people}) n",
+            "INSERT INTO questions (user_id, content, idempotency_key)"
+            " SELECT u.id, 'Why?', n::text"
+            f" FROM generate_series(1, 50000 / {people}) n, users u",
+        ):
+            await session.execute(text(statement))
+    async with database.reading() as session:
+        await session.execute(text("ANALYZE questions"))
+        return int(await session.scalar(text("SELECT min(id) FROM users")) or 0)
+
+
+async def test_the_last_three_of_many_are_not_planned_again_and_again(
+    databases: Databases,
+) -> None:
+    """It would take longer than finding them."""
+    url = await databases.migrated("postgresql")
+    async with connected(url, pool_size=1) as database:
+        somebody = await _spread(database, 5)
+        async with database.reading() as session:
+            for _ in range(10):
+                await session.execute(newest_of(somebody, 3))
+            kept = "SELECT generic_plans FROM pg_prepared_statements"
+            only = "WHERE statement LIKE '%questions.user_id%LIMIT%'"
+            # Whether a plan is worth keeping is known after five executions.
+            assert await session.scalar(text(f"{kept} {only}")) == 5
 
 
 # Faults, as a client and an operator see them.
