@@ -1,6 +1,5 @@
 """Access tokens: JWT by the profile of RFC 9068, signed with HS256 and nothing else."""
 
-import base64
 import re
 import secrets
 import time
@@ -44,10 +43,7 @@ class AccessTokens:
         self._kid = keys[0].kid
         # What a token says of its key finds one of these, or nothing: it is looked up
         # nowhere else.
-        self._secrets = {key.kid: _prepared(key) for key in keys}
-        # The first part of every token of a key, as it is written here: most tokens
-        # need not be taken apart twice.
-        self._heads = {self._head(kid): kid for kid in self._secrets}
+        self._secrets = {k.kid: k.secret.get_secret_value().encode() for k in keys}
         # A token is sent again and again, and no signature changes: only its time
         # does. Whether its session still lasts is none of a token's business.
         self._known = lru_cache(_MOST_KNOWN)(self._verified)
@@ -72,7 +68,8 @@ class AccessTokens:
             "iat": issued_at,
             "exp": issued_at + self._settings.access_token_seconds,
         }
-        return self._encoded(claims, self._kid)
+        headers = {"typ": TYPE, "kid": self._kid}
+        return jwt.encode(claims, self._secrets[self._kid], ALGORITHM, headers=headers)
 
     def read(self, token: str) -> AccessClaims:
         """Check everything a token says. Raises InvalidToken, without a reason."""
@@ -98,22 +95,12 @@ class AccessTokens:
         except (jwt.PyJWTError, ArithmeticError, ValueError, TypeError, RecursionError):
             raise InvalidToken from None
 
-    def _head(self, kid: str) -> str:
-        return self._encoded({}, kid).partition(".")[0]
-
-    def _encoded(self, claims: dict[str, object], kid: str) -> str:
-        headers = {"typ": TYPE, "kid": kid}
-        return jwt.encode(claims, self._secrets[kid], ALGORITHM, headers=headers)
-
-    def _secret_of(self, token: str) -> jwt.PyJWK:
+    def _secret_of(self, token: str) -> bytes:
         """The secret of the key that the token names. Raises InvalidToken."""
-        kid = self._heads.get(token.partition(".")[0])
-        if kid is None:
-            header = jwt.get_unverified_header(token)
-            if set(header) != _HEADER or header["typ"] != TYPE:
-                raise InvalidToken
-            kid = header["kid"]
-        secret = self._secrets.get(kid)
+        header = jwt.get_unverified_header(token)
+        if set(header) != _HEADER or header["typ"] != TYPE:
+            raise InvalidToken
+        secret = self._secrets.get(header["kid"])
         if secret is None:
             raise InvalidToken
         return secret
@@ -128,10 +115,3 @@ class AccessTokens:
         if not _DECIMAL.fullmatch(subject) or int(subject) > LARGEST_ID:
             raise InvalidToken
         return AccessClaims(int(subject), UUID(str(claims["sid"])), expires)
-
-
-def _prepared(key: SigningKey) -> jwt.PyJWK:
-    """A key that is not read anew for every token."""
-    secret = key.secret.get_secret_value().encode()
-    written = base64.urlsafe_b64encode(secret).decode().rstrip("=")
-    return jwt.PyJWK({"kty": "oct", "alg": ALGORITHM, "k": written})
