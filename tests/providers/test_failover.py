@@ -541,6 +541,35 @@ async def test_F44_a_plugin_that_does_not_let_go_is_left_at_the_deadline(
     assert failure.code == "provider_bug"
 
 
+async def test_U36_who_is_cancelled_just_when_a_provider_is_late_is_cancelled() -> None:
+    asking: list[asyncio.Task[Answer]] = []
+
+    class Late(Scripted):
+        async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Finish]:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                asking[0].cancel()
+            yield Delta("Never.")
+
+    case = Case(Late(), Scripted("Never asked."), first_token_seconds=0.01)
+    asking.append(asyncio.create_task(case.ask()))
+    await asyncio.wait(asking)
+    assert asking[0].cancelled()
+    assert (case.models[1].calls, case.attempts) == (0, [("a", "cancelled")])
+
+
+async def test_F44_a_late_provider_does_not_make_the_next_one_look_cancelled() -> None:
+    class Leaking(Scripted):
+        async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Finish]:
+            raise asyncio.CancelledError
+            yield
+
+    case = Case(Scripted([STALL]), Leaking(), first_token_seconds=0.01)
+    await case.fail()
+    assert case.attempts == [("a", "provider_timeout"), ("b", "provider_bug")]
+
+
 async def test_U36_who_leaves_during_the_pause_before_a_retry_is_not_asked_for() -> (
     None
 ):
