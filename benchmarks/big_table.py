@@ -23,6 +23,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import dialect
 
 from benchmarks.clients import bearer, clients, get, log_in, register
 from benchmarks.servers import Server, core_apart, database, line, served
+from core.db import PLANNING
 from core.pages import encode_cursor
 from modules.questions.models import Status
 from modules.questions.repository import newest_of, page_of
@@ -80,7 +81,8 @@ async def _table(server: Server, url: str) -> str:
     tokens = [await _sign_in(server, f"person{n}") for n in range(SIGNED_IN)]
     rows: dict[str, list[str]] = defaultdict(list)
     there = 0
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    plain_url = url.replace("+asyncpg", "")
+    connection = await asyncpg.connect(plain_url, server_settings=PLANNING)
     try:
         await connection.execute("UPDATE users SET role = 'admin' WHERE id = 1")
         await connection.execute(_PEOPLE, PEOPLE - SIGNED_IN)

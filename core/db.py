@@ -197,6 +197,10 @@ class StorageFull(Unavailable):
     retry_after_seconds = 60
 
 
+PLANNING = {"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
+"""What PostgreSQL must not do. There is an index for all that is asked, in the order in
+which it is wanted. A plan is kept for a while and knows no values: made while a table
+was small, or for somebody who has little, it must not read all of what there is."""
 _LONGEST_REST_SECONDS = 5.0
 _BUSY_STATES = {"55P03", "57014", "40001", "40P01"}
 _GONE_STATES = {"53300", "25006", "57P01", "57P02", "57P03"}
@@ -561,9 +565,7 @@ def _postgresql_engine(
     if command_seconds is not None:
         limits["statement_timeout"] = f"{int(command_seconds * 1000)}ms"
     if not is_patient:
-        # There is an index for all that is asked. A plan that was made while a table
-        # was small goes on for a while: it must not read all of what has grown since.
-        limits |= {"enable_seqscan": "off", "jit": "off"}
+        limits |= PLANNING
     engine = create_async_engine(
         url,
         pool_size=pool_size,
