@@ -78,7 +78,6 @@ class Batcher(Generic[K, R]):
 
     async def find(self, key: K) -> R | None:
         """What comes of the key; raises what `submit` and its future do."""
-        # Being cancelled here cancels the future, and nothing else.
         return await self.submit(key)
 
     async def drain(self) -> None:
@@ -122,11 +121,11 @@ class Batcher(Generic[K, R]):
             await self._settle(batch[:half])
             await self._settle(batch[half:])
         else:
-            for key, future in batch:
-                if not future.done():
-                    future.set_result(found.get(key))
-                elif self._unclaimed is not None and key in found:
-                    self._unclaimed(key, found[key])
+            left = [key for key, future in batch if not _has(future, found.get(key))]
+            if self._unclaimed is not None:
+                for key in left:
+                    if key in found:
+                        self._unclaimed(key, found[key])
 
     async def _tried(self, keys: Sequence[K]) -> Mapping[K, R]:
         try:
@@ -135,6 +134,14 @@ class Batcher(Generic[K, R]):
             if self._again is None:
                 raise
         return await self._again(keys)
+
+
+def _has(future: asyncio.Future[R | None], result: R | None) -> bool:
+    """Give a waiter the result, unless there is none any more."""
+    if future.done():
+        return False
+    future.set_result(result)
+    return True
 
 
 def _fail(batch: Sequence[Waiter[K, R]], error: Exception) -> None:

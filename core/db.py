@@ -198,9 +198,10 @@ class StorageFull(Unavailable):
 
 
 PLANNING = {"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
-"""What PostgreSQL must not do. There is an index for all that is asked, in the order in
-which it is wanted. A plan is kept for a while and knows no values: made while a table
-was small, or for somebody who has little, it must not read all of what there is."""
+"""What PostgreSQL must not do. There is an index for all that is asked often, in the
+order in which it is wanted. A plan is kept for a while and knows no values: made while
+a table was small, or for somebody who has little, it must not read a whole table, nor
+all that somebody has. What is asked seldom may walk an index to its end instead."""
 _LONGEST_REST_SECONDS = 5.0
 _BUSY_STATES = {"55P03", "57014", "40001", "40P01"}
 _GONE_STATES = {"53300", "25006", "57P01", "57P02", "57P03"}
@@ -386,7 +387,7 @@ class Database:
                 # In the middle of whatever it was.
                 await greenlet_spawn(lent.invalidate)
                 raise
-            # Nothing is open on it that anybody would have to wait for.
+            # Nothing is open on it, and the pool has room: there is nothing to await.
             lent.close()
             return done
 

@@ -25,7 +25,8 @@ class DirectRoute(APIRoute):
 
     For operations that answer with a Response of their own and take nothing but the
     request, a JSON body and dependencies on the request alone; any other is served as
-    by its base class. Signatures, documents and errors are the same.
+    by its base class. Signatures, documents and errors are the same. Not for a router
+    that is included with dependencies of its own: nobody would ask those.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -93,7 +93,7 @@ class Sessions:
         Raises InvalidToken; DatabaseUnavailable when nobody can know.
         """
         claims = self._tokens.read(token)
-        principal = await self._callers.submit(claims.session_id)
+        principal = await self._callers.find(claims.session_id)
         if principal is None or principal.user_id != claims.user_id:
             raise InvalidToken
         return principal

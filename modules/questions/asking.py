@@ -123,7 +123,7 @@ class Asking:
         assert asker is not None
         self._askers.add(asker)
         try:
-            added = await self._writing.adding.submit(new)
+            added = await self._add(new)
             if added is None:
                 return await self._not_added(new, reader)
             return Asked(await self._answered(new, added, wait, reader, asker))
@@ -161,6 +161,18 @@ class Asking:
         if len(content.encode()) > limits.longest_question_bytes:
             most = limits.longest_question_bytes
             raise _invalid("too_long", f"Must have at most {most} bytes.")
+
+    async def _add(self, new: NewQuestion) -> Added | None:
+        """Store a question. One that nobody waits for by then is ended at once."""
+        adding = self._writing.adding.submit(new)
+        try:
+            return await adding
+        except asyncio.CancelledError:
+            # What comes later is unclaimed; this has come, and could not be taken.
+            has_failed = adding.cancelled() or adding.exception() is not None
+            if not has_failed and (added := adding.result()) is not None:
+                self._interrupt(new, added)
+            raise
 
     def _interrupt(self, new: NewQuestion, added: Added) -> None:
         """End a question at once that nobody waits for any more."""
@@ -212,7 +224,7 @@ class Asking:
             end = await self._asked(under_way, new.content, wait, progress)
         finally:
             del self._under_way[added.id]
-        attempts = progress.attempts
+        attempts = tuple(progress.attempts)
         outcome = Outcome(added.id, new.user_id, attempts=attempts, **end.columns)
         settled = await self._settle(outcome, deadline - loop.time())
         if isinstance(end.failure, DomainError):
@@ -340,7 +352,7 @@ def _question(
         usage=usage_of(outcome.prompt_tokens, outcome.completion_tokens),
         finish_reason=outcome.finish_reason,
         error_code=outcome.error_code,
-        attempts=tuple(outcome.attempts),
+        attempts=outcome.attempts,
         asked_at=added.asked_at,
         answered_at=settled.answered_at,
     )

@@ -18,6 +18,7 @@ from modules.questions.sql import NEW, OUTCOME, statements
 from providers.public import Attempt
 
 
+# Not frozen, as little else that is made for every question: that takes thrice as long.
 @dataclass(slots=True, eq=False)
 class NewQuestion:
     """A question to store. Its own key is unlike every other."""
@@ -43,7 +44,7 @@ class Outcome:
     question_id: int
     user_id: int
     status: Status
-    attempts: Sequence[Attempt] = ()
+    attempts: tuple[Attempt, ...] = ()
     answer: str | None = None
     provider: str | None = None
     model: str | None = None

@@ -10,6 +10,7 @@ import pytest
 
 from core.testing import Running
 from modules.questions.asking import Asking
+from modules.questions.writing import Added, NewQuestion
 from providers.bulkhead import Bulkhead
 from providers.failover import FailoverChat
 from providers.public import Answer
@@ -174,15 +175,40 @@ async def test_U36_A13_who_hangs_up_is_answered_no_more_whatever_is_going_on(
         assert (await api.ask(ada, "And now?")).status_code == 201
 
 
+async def nobody_is_asked(call: Coroutine[Any, Any, Answer]) -> Answer:
+    raise AssertionError("it was asked")
+
+
+async def test_A04_who_is_cancelled_just_when_a_question_is_stored_leaves_none_pending(
+    api: Api, service: Running, ada: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = service.service(Asking)
+    adding, askers = asking._writing.adding, list[asyncio.Task[Any]]()
+    submit = adding.submit
+
+    def submitted(new: NewQuestion) -> asyncio.Future[Added | None]:
+        future = submit(new)
+        # Before whoever waits for it is woken.
+        future.add_done_callback(lambda _: askers[0].cancel())
+        return future
+
+    monkeypatch.setattr(adding, "submit", submitted)
+    askers.append(asyncio.create_task(asking.ask(ada.id, "Why?", nobody_is_asked)))
+    await asyncio.wait(askers)
+    assert askers[0].cancelled()
+    question = await api.settled(ada)
+    assert (question["status"], question["error_code"]) == (
+        "interrupted",
+        "server_shutdown",
+    )
+
+
 async def test_A04_who_is_cancelled_while_a_question_is_stored_leaves_none_pending(
     databases: Databases, upstream: Upstream, tmp_path: Path
 ) -> None:
     """As a server does with a request that outlasts its own patience."""
     url = await databases.migrated("postgresql")
     file = write_config(tmp_path / "app.toml", url, upstream.base_url)
-
-    async def nobody_is_asked(call: Coroutine[Any, Any, Answer]) -> Answer:
-        raise AssertionError("it was asked")
 
     async with served(file) as (service, api), connected(url) as database:
         ada = await api.account()
