@@ -172,8 +172,8 @@ def _add_steps(app: FastAPI, settings: Settings) -> None:
         steps = RootPath(steps, root_path=server.root_path)
     # In the place of the framework's own: that has something around everything for
     # errors that nobody has told, for telemetry of those, and for the size of bodies,
-    # and behind `RequestStep` and `BodyGuard` none of it has anything to do. Handlers of
-    # errors that are added from now on are not asked.
+    # and behind `RequestStep` and `BodyGuard` none of it has anything to do. Handlers
+    # of errors that are added from now on are not asked.
     app.middleware_stack = steps
 
 

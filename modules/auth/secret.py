@@ -7,6 +7,8 @@ import stat
 from collections.abc import Iterator
 from itertools import pairwise
 
+import jwt
+from jwt.algorithms import HMACAlgorithm
 from pydantic import SecretStr
 
 from core.db import database_url, sqlite_file
@@ -62,6 +64,10 @@ def weakness(secret: str) -> str | None:
         return "this is a placeholder, not a secret"
     if is_guessable(secret):
         return "this repeats itself: it can be guessed"
+    try:
+        HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret)
+    except jwt.InvalidKeyError:
+        return "this is a key of another kind, not a secret"
     return None
 
 

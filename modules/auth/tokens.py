@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 import jwt
+from jwt.algorithms import HMACAlgorithm
+from jwt.utils import force_bytes
 
 from core.security import InvalidToken
 from core.text import LARGEST_ID
@@ -116,8 +118,17 @@ class AccessTokens:
         return AccessClaims(int(subject), UUID(str(claims["sid"])))
 
 
+class _KeyChecked(HMACAlgorithm):
+    """HMAC with a key that is not checked anew for every token: see `weakness`."""
+
+    def prepare_key(self, key: str | bytes) -> bytes:
+        return force_bytes(key)
+
+
 def _prepared(key: SigningKey) -> jwt.PyJWK:
-    """A key that is not read anew for every token."""
+    """A key that is read once."""
     secret = key.secret.get_secret_value().encode()
     written = base64.urlsafe_b64encode(secret).decode().rstrip("=")
-    return jwt.PyJWK({"kty": "oct", "alg": ALGORITHM, "k": written})
+    prepared = jwt.PyJWK({"kty": "oct", "alg": ALGORITHM, "k": written})
+    prepared.Algorithm = _KeyChecked(HMACAlgorithm.SHA256)
+    return prepared

@@ -4,9 +4,9 @@ import asyncio
 import hashlib
 import json
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass
+from random import getrandbits
 from typing import Any, NamedTuple, Protocol
 
 from core.db import Database
@@ -118,7 +118,9 @@ class Asking:
         """
         self._check(content)
         fingerprint = None if key is None else _fingerprint(route, content)
-        new = NewQuestion(user_id, content, secrets.token_hex(16), key, fingerprint)
+        new = NewQuestion(
+            user_id, content, f"{getrandbits(128):032x}", key, fingerprint
+        )
         asker = asyncio.current_task()
         assert asker is not None
         self._askers.add(asker)

@@ -483,8 +483,20 @@ async def test_C3_a_database_that_is_down_is_503_and_never_401(
         own.close()
 
 
+# As a TOML file writes it.
+PUBLIC_KEY = (
+    "-----BEGIN PUBLIC KEY-----\\n"
+    "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\\n"
+    "-----END PUBLIC KEY-----\\n"
+)
+
+
 @pytest.mark.parametrize(
-    "secret", ["", "short", "x" * 31, "x" * 64, "changethis" * 5, "your-secret-key" * 3]
+    "secret",
+    [
+        *("", "short", "x" * 31, "x" * 64, "changethis" * 5, "your-secret-key" * 3),
+        PUBLIC_KEY,
+    ],
 )
 async def test_J18_a_weak_secret_refuses_the_start(
     databases: Databases, tmp_path: Path, secret: str

@@ -187,7 +187,7 @@ async def test_A04_who_is_cancelled_just_when_a_question_is_stored_leaves_none_p
     submit = adding.submit
 
     def submitted(new: NewQuestion) -> asyncio.Future[Added | None]:
-        future = submit(new)
+        future: asyncio.Future[Added | None] = submit(new)
         # Before whoever waits for it is woken.
         future.add_done_callback(lambda _: askers[0].cancel())
         return future

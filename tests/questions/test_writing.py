@@ -331,7 +331,7 @@ class Play:
             id,
             stored.person.id,
             Status.ANSWERED,
-            attempts=[Attempt("main", "answered", 1)],
+            attempts=(Attempt("main", "answered", 1),),
             # What is answered has an answer.
             answer=None if item.how == "poisoned" else f"Because {uuid.uuid4().hex}.",
             provider=_mark(),
