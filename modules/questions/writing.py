@@ -18,7 +18,7 @@ from modules.questions.sql import NEW, OUTCOME, statements
 from providers.public import Attempt
 
 
-# Not frozen, as little else that is made for every question: that takes thrice as long.
+# These are made for every question; to be frozen as well would take thrice as long.
 @dataclass(slots=True, eq=False)
 class NewQuestion:
     """A question to store. Its own key is unlike every other."""
