@@ -57,6 +57,8 @@ def limiting(
             await databases.migrated(database_kind),
             upstream.base_url,
             questions=limits,
+            # 150 at once on SQLite and a slow machine: being busy is another test.
+            database="pool_wait_seconds = 30",
         )
         async with served(file) as (service, api):
             yield Limited(service, api)
