@@ -166,10 +166,10 @@ async def test_J04_a_token_that_was_valid_before_expires_all_the_same(
     api: Api, ada: Account
 ) -> None:
     # Of the ten seconds of leeway a few are left.
-    claims = claims_of(ada) | {"exp": int(time.time()) - 7}
+    claims = claims_of(ada) | {"exp": int(time.time()) - 4}
     token = sign(claims | {"iat": claims["exp"] - 900})
     await assert_accepted(api, token)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while (await call(api, token)).status_code == 200:
             await asyncio.sleep(0.1)
     assert time.time() - claims["exp"] >= 10
