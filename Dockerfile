@@ -8,13 +8,15 @@ FROM docker.io/library/python:3.11-slim-bookworm AS build
 WORKDIR /app
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 COPY requirements.lock ./
+# The lock is complete: resolving again could only reach for something newer than it.
 RUN python3 -m venv /opt/vopros \
-    && /opt/vopros/bin/pip install --require-hashes --only-binary :all: \
-        -r requirements.lock
+    && /opt/vopros/bin/pip install --require-hashes --no-deps --only-binary :all: \
+        -r requirements.lock \
+    && /opt/vopros/bin/pip check
 ARG WITH_LOCAL_MODEL=1
 COPY requirements-local.lock ./
 RUN if [ "$WITH_LOCAL_MODEL" = 1 ]; then \
-        /opt/vopros/bin/pip install --require-hashes --only-binary :all: --no-deps \
+        /opt/vopros/bin/pip install --require-hashes --no-deps --only-binary :all: \
             -r requirements-local.lock; \
     fi
 COPY . .
