@@ -12,7 +12,7 @@ import fastapi_offline
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -60,6 +60,7 @@ def install(app: FastAPI, *, serve: bool) -> None:
     if not serve:
         return
     pages = {
+        "/": _root,
         "/openapi.json": _openapi,
         "/docs": _swagger,
         "/docs/style.css": _style,
@@ -71,6 +72,10 @@ def install(app: FastAPI, *, serve: bool) -> None:
         app.add_route(path, page, include_in_schema=False)
     static = _whole(StaticFiles(directory=_STATIC))
     app.mount("/docs/static", static, name="docs-static")
+
+
+async def _root(request: Request) -> Response:
+    return RedirectResponse(request.scope.get("root_path", "") + "/docs")
 
 
 async def _openapi(request: Request) -> Response:

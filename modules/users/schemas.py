@@ -72,9 +72,8 @@ class Exported(BaseModel):
 class ChangeMe(BaseModel):
     """What one may change about oneself."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"username": "ada.lovelace"}]}
-    )
+    # The documentation's page sends the example by itself: it must change nothing.
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{}]})
 
     username: Username | None = Field(
         default=None,
@@ -85,9 +84,7 @@ class ChangeMe(BaseModel):
 class ChangeUser(BaseModel):
     """What an administrator may change about somebody: never the role."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"is_active": False}]}
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{}]})
 
     is_active: StrictBool | None = Field(
         default=None,

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Locator, Page, Response, expect
 
 from core.testing import Running
 from tests.conftest import Databases, served
@@ -39,6 +39,19 @@ async def execute(block: Locator, body: object = None) -> tuple[int, str]:
     await expect(live).to_be_visible()
     status = int((await live.locator(".response-col_status").inner_text()).split()[0])
     return status, await live.inner_text()
+
+
+async def execute_again(block: Locator, content: str) -> Response:
+    """Ask with an operation that is open, touching nothing but the question."""
+    await block.locator("textarea.body-param__text").fill(
+        json.dumps({"content": content})
+    )
+    page = block.page
+    async with page.expect_response(lambda got: got.request.method == "POST") as got:
+        await block.get_by_role("button", name="Execute").click()
+    answered = await got.value
+    await answered.finished()
+    return answered
 
 
 async def authorize(page: Page, username: str, password: str) -> None:
@@ -80,6 +93,61 @@ async def test_a_newcomer_registers_authorizes_asks_and_reads_back(
     await journey(page, service.url)
 
 
+async def test_a_newcomer_asks_again_streams_and_reads_an_error(
+    page: Page, service: Running, ada: Account
+) -> None:
+    await page.goto(service.url)
+    await expect(page).to_have_url(f"{service.url}/docs")
+    await authorize(page, ada.username, ada.password)
+    await close_dialog(page)
+
+    ask = operation(page, "post", "/questions")
+    status, _ = await execute(ask, {"content": "Which city?"})
+    assert status == 201
+    ids = set()
+    for content in ("Which river?", "Which river?"):
+        answered = await execute_again(ask, content)
+        assert (
+            answered.status,
+            await answered.header_value("idempotency-replayed"),
+        ) == (
+            201,
+            None,
+        )
+        question = await answered.json()
+        assert question["answer"] == f"Answer to: {content}"
+        ids.add(question["id"])
+    assert len(ids) == 2
+
+    stream = operation(page, "post", "/questions/stream")
+    status, shown = await execute(stream, {"content": "Which sea?"})
+    assert (status, "event: done" in shown) == (200, True)
+
+    status, shown = await execute(operation(page, "get", "/questions/me"))
+    assert status == 200
+    assert shown.index("Which sea?") < shown.index("Which river?")
+    assert "Which city?" not in shown
+
+    refused = await execute_again(ask, "  ")
+    assert refused.status == 422
+    live = ask.locator(".live-responses-table .response")
+    await expect(live).to_contain_text("Must not be blank.")
+
+
+async def test_what_may_be_left_out_is_empty_on_the_page(
+    page: Page, service: Running
+) -> None:
+    await open_docs(page, service.url)
+    for path in ("/questions", "/questions/stream"):
+        block = operation(page, "post", path)
+        await block.locator(".opblock-summary-control").click()
+        key = block.locator('tr[data-param-name="Idempotency-Key"] input')
+        await expect(key).to_have_value("")
+    change = operation(page, "patch", "/users/me")
+    await change.locator(".opblock-summary-control").click()
+    await expect(change.locator("textarea.body-param__text")).to_have_value("{}")
+
+
 async def test_the_pages_work_behind_a_reverse_proxy_under_a_path(
     page: Page, databases: Databases, upstream: Upstream, tmp_path: Path
 ) -> None:
@@ -88,6 +156,8 @@ async def test_the_pages_work_behind_a_reverse_proxy_under_a_path(
     write_config(file, url, upstream.base_url, server='root_path = "/api"')
     async with served(file) as (found, _), reverse_proxy(found.url, "/api") as proxied:
         await journey(page, proxied)
+        await page.goto(f"{proxied}/")
+        await expect(page).to_have_url(f"{proxied}/docs")
         await page.goto(f"{proxied}/redoc")
         await expect(page.get_by_role("heading", name="Vopros")).to_be_visible()
 
@@ -183,7 +253,7 @@ async def test_pages_that_are_switched_off_are_not_there(
     url = await databases.migrated("sqlite")
     file = write_config(tmp_path / "app.toml", url, server="docs = false")
     async with served(file) as (_, api):
-        for path in ("/docs", "/redoc", "/openapi.json", "/docs/style.css"):
+        for path in ("/", "/docs", "/redoc", "/openapi.json", "/docs/style.css"):
             assert_problem(await api.http.get(path), 404, "not_found")
             shown = await page.goto(f"{api.url}{path}")
             assert shown is not None and shown.status == 404

@@ -57,6 +57,22 @@ def example(schema: Document, document: Document) -> Any:
     return {name: example(below, document) for name, below in properties.items()}
 
 
+async def test_the_page_sends_nothing_optional_by_itself(document: Document) -> None:
+    schemas = document["components"]["schemas"]
+    for name, operation in operations(document):
+        for parameter in operation.get("parameters", ()):
+            if not parameter["required"]:
+                given = {"example", "examples"} & {*parameter, *parameter["schema"]}
+                assert not given, (name, parameter["name"])
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            assert not {"example", "examples"} & content.keys(), name
+            schema = schemas[content["schema"]["$ref"].rpartition("/")[2]]
+            sent = example(schema, document)
+            optional = sent.keys() - set(schema.get("required", ()))
+            # Nothing else can be written there.
+            assert optional <= {"grant_type"}, name
+
+
 async def test_every_operation_is_described(document: Document) -> None:
     described = {tag["name"] for tag in document["tags"] if tag["description"]}
     seen = [key for key, _ in operations(document)]
