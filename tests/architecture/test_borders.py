@@ -252,6 +252,7 @@ def test_every_module_of_ours_imports_without_a_warning() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", TREE)
 def test_every_module_of_ours_can_be_imported_first(part: str) -> None:
     """No import works only because another one went before."""

@@ -65,6 +65,7 @@ def test_A05_no_code_that_a_route_can_reach_gives_a_role() -> None:
     assert findings(ROOT) <= ALLOWED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "added"),
     [

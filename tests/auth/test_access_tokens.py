@@ -162,6 +162,7 @@ async def test_J04_an_expiry_within_the_leeway_is_valid(api: Api, ada: Account) 
     await assert_accepted(api, sign(claims | {"iat": claims["exp"] - 900}))
 
 
+@pytest.mark.slow
 async def test_J04_a_token_that_was_valid_before_expires_all_the_same(
     api: Api, ada: Account
 ) -> None:

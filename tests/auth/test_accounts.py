@@ -118,6 +118,7 @@ MANY = text("""
 """)
 
 
+@pytest.mark.slow
 async def test_everybody_is_listed_once_and_few_are_in_memory_at_a_time(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ async def test_the_threads_of_a_service_end_with_it(
     assert not hashing() - before
 
 
+@pytest.mark.slow
 async def test_C7_a_hash_of_other_parameters_is_upgraded_at_the_next_login(
     databases: Databases, database_kind: str, tmp_path: Path, work: Work
 ) -> None:

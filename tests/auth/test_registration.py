@@ -88,6 +88,7 @@ async def test_that_registration_may_be_closed_is_documented(api: Api) -> None:
     assert shown.keys() == {"registration_closed"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["", "OPEN", "shut"])
 def test_there_is_no_other_mode(tmp_path: Path, mode: str) -> None:
     file = tmp_path / "app.toml"

@@ -408,6 +408,7 @@ async def test_F36_a_password_verified_before_its_change_opens_nothing_after_it(
     assert_problem(await login, 401, "invalid_grant")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("round", range(20))
 async def test_F36_every_session_of_the_old_password_ends_with_it(
     generous: Replicas, ada: Account, round: int
@@ -593,6 +594,7 @@ def as_told(answers: list[Response]) -> set[tuple[int, str, str, str | None]]:
     return {(s, p["code"], p["title"], p.get("detail")) for s, p in told}
 
 
+@pytest.mark.slow
 async def test_A11_of_100_guesses_at_once_5_reach_the_hasher_for_any_name(
     url: str, tmp_path: Path, ada: Account
 ) -> None:

@@ -62,6 +62,7 @@ async def is_known(api: Api, who: Account) -> bool:
     return bool(answer.status_code == 200)
 
 
+@pytest.mark.slow
 async def test_J15_keys_are_rotated_and_nobody_is_logged_out(
     replicas: Replicas,
 ) -> None:
@@ -81,6 +82,7 @@ async def test_J15_keys_are_rotated_and_nobody_is_logged_out(
             assert await is_known(api, who) == (header_of(who)["kid"] == "new")
 
 
+@pytest.mark.slow
 async def test_J15_who_moves_from_the_short_form_to_the_list_logs_nobody_out(
     replicas: Replicas,
 ) -> None:
@@ -98,6 +100,7 @@ async def test_J15_who_moves_from_the_short_form_to_the_list_logs_nobody_out(
         assert await is_known(api, again)
 
 
+@pytest.mark.slow
 async def test_J15_the_short_form_s_key_can_be_listed_under_its_own_name(
     replicas: Replicas,
 ) -> None:

@@ -33,6 +33,7 @@ def accounts(
     return done.stdout, [json.loads(line) for line in done.stderr.splitlines()]
 
 
+@pytest.mark.slow
 async def test_an_operator_looks_after_accounts_beside_a_running_server(
     file: Path, tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ async def test_an_operator_looks_after_accounts_beside_a_running_server(
         await api.close()
 
 
+@pytest.mark.slow
 async def test_accounts_are_listed_in_columns_newest_first_without_secrets(
     file: Path,
 ) -> None:
@@ -111,6 +113,7 @@ async def test_accounts_are_listed_in_columns_newest_first_without_secrets(
     assert [line.split()[1] for line in admins.splitlines()] == ["name", "bob", "Grace"]
 
 
+@pytest.mark.slow
 async def test_what_accounts_cannot_do_is_one_line(file: Path) -> None:
     accounts(file, "create-admin", "ada", stdin=f"{PASSWORD}\n")
     nobody, last = "There is no such user.", "The last administrator cannot go."
@@ -135,6 +138,7 @@ async def test_what_accounts_cannot_do_is_one_line(file: Path) -> None:
         assert done.returncode == 2
 
 
+@pytest.mark.slow
 async def test_F29_of_some_first_administrators_at_once_there_is_one(
     file: Path,
 ) -> None:

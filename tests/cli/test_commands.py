@@ -42,6 +42,7 @@ async def migrated(databases: Databases, tmp_path: Path) -> Path:
 # Serving.
 
 
+@pytest.mark.slow
 def test_F22_a_second_server_on_one_sqlite_file_is_refused(
     config: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_an_address_that_is_not_ours_is_one_line(config: Path) -> None:
     assert_refused(refused, "192.0.2.1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_F05_an_idle_server_ends_cleanly_when_told_to(
     config: Path, sig: signal.Signals
@@ -107,6 +109,7 @@ def without_root_powers() -> None:
         ctypes.CDLL(None).prctl(drop, capability, 0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["file", "folder"])
 def test_F21_a_start_on_a_read_only_database_is_refused_with_the_reason(
     config: Path, closed: str
@@ -192,6 +195,7 @@ async def url(databases: Databases, database_kind: str) -> str:
     return await databases.migrated(database_kind)
 
 
+@pytest.mark.slow
 async def test_an_administrator_is_made_beside_a_running_server(
     url: str, tmp_path: Path
 ) -> None:
@@ -224,6 +228,7 @@ async def test_an_administrator_is_made_beside_a_running_server(
         await api.close()
 
 
+@pytest.mark.slow
 async def test_what_accounts_cannot_do_is_one_line(url: str, tmp_path: Path) -> None:
     file = write_config(tmp_path / "app.toml", url)
     password = f"{PASSWORD}\n"
@@ -245,6 +250,7 @@ async def test_what_accounts_cannot_do_is_one_line(url: str, tmp_path: Path) -> 
     refused(last, "set-role", "ada", "user")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "stdin", "words"),
     [
@@ -287,6 +293,7 @@ def test_accounts_on_a_database_that_is_not_migrated_are_refused(
     assert [found.name for found in config.parent.iterdir()] == [config.name]
 
 
+@pytest.mark.slow
 def test_the_first_administrator_is_made_beside_a_fresh_embedded_server(
     tmp_path: Path,
 ) -> None:
@@ -306,6 +313,7 @@ def test_the_first_administrator_is_made_beside_a_fresh_embedded_server(
 # Migrating by hand.
 
 
+@pytest.mark.slow
 def test_migrations_go_forth_and_back_by_command(config: Path) -> None:
     def migrate(*arguments: str) -> str:
         done = vopros("--config", config, "migrate", *arguments)
@@ -324,6 +332,7 @@ def test_migrations_go_forth_and_back_by_command(config: Path) -> None:
     assert_refused(refused, "there is no module 'nosuch' with tables")
 
 
+@pytest.mark.slow
 async def test_neither_migrating_nor_accounts_need_a_model_that_can_be_asked(
     databases: Databases, tmp_path: Path
 ) -> None:
@@ -359,6 +368,7 @@ def test_plugins_lists_what_is_ours() -> None:
     assert ours | {("provider", n) for n in ("openai", "local", "echo")} <= found
 
 
+@pytest.mark.slow
 def test_a_strangers_module_is_listed_but_runs_only_when_it_is_named(
     config: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def findings(file: Path, **env: str) -> list[str]:
 # Tables that nobody uses.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
@@ -263,6 +264,7 @@ async def test_live_asks_all_and_shows_what_it_found(
     assert rows["spare"] == ["openai", "m", "not asked", "-", unset]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("listed", "model"),
     [
@@ -308,6 +310,7 @@ TROUBLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TROUBLES)
 async def test_live_says_what_is_wrong_in_our_own_words(file: Path, name: str) -> None:
     behaviour, (reachable, trouble, code) = TROUBLES[name]
@@ -355,6 +358,7 @@ async def test_U01_U21_live_tells_what_cannot_be_reached_or_trusted(
     ]
 
 
+@pytest.mark.slow
 async def test_U02_live_waits_a_few_seconds_for_all_together(file: Path) -> None:
     async with model_list(stalls) as one, model_list(stalls) as other:
         silent = {f"s{n}": (one, other)[n % 2] for n in range(6)}
@@ -402,6 +406,7 @@ STRANGE = """\
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "told"),
     [

@@ -154,6 +154,7 @@ async def test_a_naive_moment_is_refused(database: Database) -> None:
             await session.execute(insert(moments).values(at=datetime(2026, 7, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_generic", [False, True])
 @pytest.mark.parametrize("people", [5, 50, 5_000, 25_000])
 async def test_the_last_three_come_from_the_index(
@@ -253,6 +254,7 @@ async def test_F13_no_free_connection_is_503_busy(
         assert (await api.register("grace")).status_code == 201
 
 
+@pytest.mark.slow
 async def test_F09_F10_A15_a_database_that_goes_is_503_and_one_that_returns_is_used(
     tmp_path: Path,
 ) -> None:

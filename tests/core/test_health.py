@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
+import pytest
 from sqlalchemy import text
 
 from core.db import Database
@@ -62,6 +63,7 @@ async def test_F27_a_service_whose_database_became_newer_says_so(
         assert "newer than this program" in problem["detail"]
 
 
+@pytest.mark.slow
 async def test_a_database_that_hangs_makes_it_not_ready_within_about_a_second(
     tmp_path: Path, databases: Databases
 ) -> None:
@@ -97,6 +99,7 @@ async def test_F13_a_busy_service_is_ready(
             assert (await api.get("/health/ready")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_database_that_is_gone_makes_it_not_ready_at_once(
     tmp_path: Path,
 ) -> None:

@@ -241,6 +241,7 @@ response_schema_conformance.enabled = true
 """
 
 
+@pytest.mark.slow
 async def test_A22_what_anybody_sends_is_answered_as_documented(
     databases: Databases,
     database_kind: str,

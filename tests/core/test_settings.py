@@ -728,6 +728,7 @@ SECRETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", [EMBEDDED, "0.0.0.0"])
 @pytest.mark.parametrize("kind", SECRETS)
 def test_A06_C9_a_server_starts_with_a_good_secret_only(
@@ -757,6 +758,7 @@ def test_C9_postgresql_needs_a_secret_even_on_loopback(tmp_path: Path) -> None:
     assert "VOPROS_AUTH__SECRET" in line
 
 
+@pytest.mark.slow
 def test_a_secret_made_at_the_first_start_is_kept_private_and_used_again(
     tmp_path: Path,
 ) -> None:

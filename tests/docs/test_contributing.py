@@ -53,6 +53,7 @@ async def assert_tidy(folder: Path, root: Path) -> None:
         await run(program, *check[1:], "--config", config, str(folder), cwd=root)
 
 
+@pytest.mark.slow
 async def test_the_provider_of_the_document_answers_through_the_api(
     databases: Databases,
     database_kind: str,
@@ -101,6 +102,7 @@ def test_the_suite_that_the_document_shows_is_one_of_ours() -> None:
     assert shown in (ROOT / name).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 async def test_the_module_of_the_document_serves_and_crosses_no_border(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:

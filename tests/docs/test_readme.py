@@ -135,6 +135,7 @@ def assert_like(shown: Any, real: Any, where: str) -> None:
         assert real == shown, where
 
 
+@pytest.mark.slow
 async def test_every_command_of_the_readme_answers_as_it_says(
     databases: Databases, database_kind: str, upstream: Upstream, tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ async def test_every_command_of_the_readme_answers_as_it_says(
             assert_like(step.example, json.loads(out), "$")
 
 
+@pytest.mark.slow
 async def test_every_command_for_operators_works(
     tmp_path: Path, databases: Databases, upstream: Upstream
 ) -> None:
@@ -202,6 +204,7 @@ async def test_every_command_for_operators_works(
     assert json.loads((tmp_path / "schema.json").read_text())["type"] == "object"
 
 
+@pytest.mark.slow
 async def test_every_command_for_accounts_works(
     tmp_path: Path, databases: Databases, database_kind: str
 ) -> None:
@@ -329,6 +332,7 @@ def keys_for(file: Path) -> dict[str, str]:
     return dict.fromkeys(names, "not-a-real-key")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 async def test_every_example_configuration_is_right_once_its_variables_are_set(
     example: Path, tmp_path: Path

@@ -49,6 +49,7 @@ async def moments(database: Database) -> tuple[datetime, datetime, datetime]:
     return asked_at, deadline_at, now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [HOUR, -HOUR], ids=["forward", "back"])
 async def test_F40_a_clock_that_jumps_moves_no_deadline(
     tmp_path: Path,
@@ -77,6 +78,7 @@ async def test_F40_a_clock_that_jumps_moves_no_deadline(
     assert deadline_at - asked_at == pytest.approx(_LASTS, abs=timedelta(seconds=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [HOUR, -HOUR], ids=["forward", "back"])
 async def test_F40_a_clock_that_jumps_makes_no_timeout_longer(
     tmp_path: Path,
@@ -99,6 +101,7 @@ async def test_F40_a_clock_that_jumps_makes_no_timeout_longer(
         assert [attempt["provider"] for attempt in problem["attempts"]] == ["main"]
 
 
+@pytest.mark.slow
 async def test_F40_a_server_elsewhere_tells_the_same_moments(
     tmp_path: Path, databases: Databases, database_kind: str, upstream: Upstream
 ) -> None:

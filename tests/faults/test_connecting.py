@@ -29,6 +29,7 @@ NOWHERE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "code"), NOWHERE.values(), ids=NOWHERE.keys())
 async def test_a_backend_that_is_not_there_is_a_bad_gateway(
     tmp_path: Path, database_url: str, place: str, code: str

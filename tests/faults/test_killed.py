@@ -136,6 +136,7 @@ async def post(
 # F01: nothing had come of the question yet.
 
 
+@pytest.mark.slow
 async def test_F01_A01_a_question_that_no_model_has_read_is_interrupted(
     url: str, database_kind: str, tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ async def says_half(wire: Wire, received: Received) -> None:
     await wire.closed_by_client()
 
 
+@pytest.mark.slow
 async def test_F02_A01_A20_a_stream_that_was_cut_by_a_kill_is_not_asked_again(
     file: Path, url: str, database_kind: str, upstream: Upstream
 ) -> None:
@@ -210,6 +212,7 @@ async def send_and_never_read(
     return connection
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/questions", "/questions/stream"])
 async def test_F03_A20_an_answer_nobody_has_read_is_told_to_who_asks_again(
     file: Path,
@@ -250,6 +253,7 @@ async def says_nothing_of_what_is_lost(wire: Wire, received: Received) -> None:
         await answers(wire, received)
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 async def test_F04_A02_the_survivor_answers_and_ends_what_the_other_left(
     databases: Databases, upstream: Upstream, tmp_path: Path, is_soak: bool

@@ -32,6 +32,7 @@ _STORING_MIB = 64
 """A batch of answers, in the forms it takes on its way to the database, and code."""
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 async def test_F43_memory_is_bounded_by_the_answers_in_flight(
     tmp_path: Path,

@@ -203,6 +203,7 @@ async def one_place(
         yield api
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "places", ["max_waiting = 0", "max_waiting = 1\nwait_seconds = 0.3"]
 )

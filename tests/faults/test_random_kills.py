@@ -293,6 +293,7 @@ async def url(
         postgres.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 async def test_A01_A02_A03_A20_F04_what_was_acknowledged_survives_random_kills(
     url: str,

@@ -63,6 +63,7 @@ async def limited(
         yield api
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("said", "told"), WAITS.values(), ids=WAITS.keys())
 async def test_a_rate_limit_tells_a_bounded_wait(
     limited: Api, upstream: Upstream, said: str | None, told: set[int]

@@ -54,6 +54,7 @@ async def configured(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGINT"], ["SIGINT", "SIGINT"]])
 async def test_F05_A14_questions_that_cannot_be_waited_for_are_told_and_stored(
     tmp_path: Path,
@@ -83,6 +84,7 @@ async def test_F05_A14_questions_that_cannot_be_waited_for_are_told_and_stored(
     assert await outcomes(file) == [("interrupted", "server_shutdown")] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGINT", "SIGINT"]])
 async def test_F05_whoever_reads_a_stream_is_told_that_the_server_ends(
     tmp_path: Path,
@@ -126,6 +128,7 @@ async def test_F05_whoever_reads_a_stream_is_told_that_the_server_ends(
     assert await outcomes(file) == [("interrupted", "server_shutdown")] * 2
 
 
+@pytest.mark.slow
 async def test_F05_ctrl_c_lets_the_local_model_finish_its_answer(
     tmp_path: Path, databases: Any
 ) -> None:
@@ -178,6 +181,7 @@ async def test_A17_who_is_cut_off_by_the_end_is_told_of_without_a_secret(
     assert ada.token[:20] not in child.log
 
 
+@pytest.mark.slow
 async def test_F05_a_short_question_is_answered_before_the_end(
     tmp_path: Path, databases: Any, database_kind: str, upstream: Upstream
 ) -> None:
@@ -221,6 +225,7 @@ async def let_in_nobody(api: Api) -> None:
                 return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_F07_F06_nobody_new_is_kept_waiting_while_the_last_are_answered(
     tmp_path: Path, databases: Any, upstream: Upstream, workers: int
@@ -254,6 +259,7 @@ async def test_F07_F06_nobody_new_is_kept_waiting_while_the_last_are_answered(
     assert await outcomes(file) == [("answered", None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "first"), [("sqlite", "SIGINT"), ("postgresql", "SIGTERM")]
 )
@@ -312,6 +318,7 @@ async def test_F05_an_answer_that_is_being_stored_is_stored_before_the_end(
     assert await outcomes(file) == [("answered", None)]
 
 
+@pytest.mark.slow
 async def test_F06_what_could_not_be_stored_before_the_end_is_interrupted_at_the_next(
     tmp_path: Path, databases: Any, database_kind: str, upstream: Upstream
 ) -> None:

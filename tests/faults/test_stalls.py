@@ -69,6 +69,7 @@ STALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parts", "drip"), STALLS.values(), ids=STALLS.keys())
 async def test_an_answer_that_does_not_come_is_a_timeout(
     api: Api, ada: Account, upstream: Upstream, parts: list[str], drip: str

@@ -601,6 +601,7 @@ REFUSALS: dict[str, tuple[Behaviour, int, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behaviour", "status", "code"), REFUSALS.values(), ids=REFUSALS.keys()
 )
@@ -719,6 +720,7 @@ STALLS: dict[str, Endless] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stalls", STALLS.values(), ids=STALLS.keys())
 async def test_a_stream_that_does_not_begin_in_time_is_a_timeout(
     hasty: Api, upstream: Upstream, stalls: Endless
@@ -738,6 +740,7 @@ PAUSES: dict[str, tuple[list[bytes], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("events", "then"), PAUSES.values(), ids=PAUSES.keys())
 async def test_a_pause_that_is_too_long_breaks_a_stream_off(
     hasty: Api, upstream: Upstream, events: list[bytes], then: bytes

@@ -83,6 +83,7 @@ def replacements(server: ServerProcess) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == "worker.replaced"]
 
 
+@pytest.mark.slow
 async def test_F04_two_workers_answer_and_one_that_is_killed_is_replaced(
     file: Path,
 ) -> None:
@@ -108,6 +109,7 @@ async def test_F04_two_workers_answer_and_one_that_is_killed_is_replaced(
     assert not any(process.is_running() for process in [*last, *replaced])
 
 
+@pytest.mark.slow
 async def test_a_child_that_is_no_worker_may_end(file: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -123,6 +125,7 @@ async def test_a_child_that_is_no_worker_may_end(file: Path, tmp_path: Path) -> 
     assert replacements(server) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["SIGTERM", "SIGTERM to all", "Ctrl-C"])
 async def test_F05_all_workers_end_and_tell_whoever_waits(
     ending: str, file: Path, upstream: Upstream
@@ -158,6 +161,7 @@ async def test_F05_all_workers_end_and_tell_whoever_waits(
     assert await outcomes(file) == [("interrupted", "server_shutdown")] * 2
 
 
+@pytest.mark.slow
 async def test_nobody_is_kept_waiting_by_workers_that_end(
     file: Path, upstream: Upstream
 ) -> None:
@@ -179,6 +183,7 @@ async def test_nobody_is_kept_waiting_by_workers_that_end(
             assert await asyncio.to_thread(server.ended) == 0, server.log
 
 
+@pytest.mark.slow
 async def test_workers_do_not_outlive_a_parent_that_is_killed(
     file: Path,
 ) -> None:
@@ -192,6 +197,7 @@ async def test_workers_do_not_outlive_a_parent_that_is_killed(
     assert not alive
 
 
+@pytest.mark.slow
 async def test_workers_migrate_an_empty_database_once(
     tmp_path: Path, databases: Databases
 ) -> None:
@@ -212,6 +218,7 @@ async def test_workers_migrate_an_empty_database_once(
     assert server.log.count("database.migrated") == 1
 
 
+@pytest.mark.slow
 async def test_what_refuses_the_start_is_told_once_with_the_same_code(
     tmp_path: Path, databases: Databases
 ) -> None:

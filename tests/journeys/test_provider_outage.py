@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import Databases
 from tests.support.api import PASSWORD, Account, Api, assert_problem
 from tests.support.config import write_config
@@ -15,6 +17,7 @@ from tests.support.upstream_process import model_process
 TABLE = 'type = "openai"\nbase_url = "{url}"\nmodel = "fake"\napi_key = "{key}"'
 
 
+@pytest.mark.slow
 async def test_the_first_of_two_providers_dies_and_comes_back(
     tmp_path: Path, databases: Databases, database_kind: str
 ) -> None:

@@ -349,6 +349,7 @@ async def test_F27_a_newer_database_is_called_newer_and_left_alone(
     assert "questions" not in await tables(database)
 
 
+@pytest.mark.slow
 async def test_F27_a_server_does_not_start_on_a_newer_database(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:
@@ -439,6 +440,7 @@ def test_a_table_belongs_to_the_module_with_the_longest_matching_name(
     assert owner(table, names) == expected
 
 
+@pytest.mark.slow
 async def test_a_written_revision_works(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:

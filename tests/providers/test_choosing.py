@@ -191,6 +191,7 @@ def three(tmp_path: Path, database_url: str, upstream: Upstream) -> Path:
 BROKEN, FINE = "500 Internal Server Error", "200 OK"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statuses", "asked", "outcome"),
     [
@@ -246,6 +247,7 @@ async def test_a_silent_backend_leaves_time_for_the_next(
         assert await answered_by(api) == "second"
 
 
+@pytest.mark.slow
 async def test_fallbacks_share_one_deadline(
     tmp_path: Path, database_url: str, upstream: Upstream
 ) -> None:

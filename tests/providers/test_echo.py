@@ -158,6 +158,7 @@ async def test_U31_its_failures_open_the_breaker(tmp_path: Path, url: str) -> No
         assert int(last.headers["retry-after"]) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "told"),
     [

@@ -166,6 +166,7 @@ async def test_it_tells_its_model(tmp_path: Path) -> None:
         assert await local.models() == (MODEL_NAME,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after_seconds", [0.0, 0.05, 0.2])
 async def test_no_child_is_left_by_a_server_that_ends_while_it_starts_one(
     after_seconds: float, tmp_path: Path, databases: Databases

@@ -231,6 +231,7 @@ AUTHS: dict[str, tuple[str, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "name", "value"), AUTHS.values(), ids=AUTHS.keys())
 async def test_the_key_goes_where_it_is_wanted_and_nowhere_else(
     tmp_path: Path,
@@ -313,6 +314,7 @@ async def ask_over_tls(
             return await api.ask(await api.account(), "Who are you?")
 
 
+@pytest.mark.slow
 async def test_a_ca_file_is_trusted_besides_the_system(
     tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,6 +389,7 @@ async def test_an_http_proxy_is_really_used(
     assert found.credentials == [f"user:{SECRET}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "host", "seen"),
     [
@@ -410,6 +413,7 @@ async def test_a_socks_proxy_is_really_used(
     assert found.credentials == [f"user:{SECRET}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("socks", [False, True], ids=["http", "socks5h"])
 @pytest.mark.parametrize("trusted", [True, False], ids=["trusted", "not_trusted"])
 async def test_U21_certificates_are_checked_through_a_proxy_too(
@@ -437,6 +441,7 @@ async def test_U21_certificates_are_checked_through_a_proxy_too(
     assert found.targets == [target if socks else f"CONNECT {target}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "socks5", "socks5h"])
 @pytest.mark.parametrize("host", ["https://model.invalid", "http://model.invalid"])
 async def test_a_proxy_that_is_not_there_is_unreachable(

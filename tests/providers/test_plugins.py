@@ -289,6 +289,7 @@ async def assert_stored(
     assert KEY not in json.dumps(problem) + stored.text
 
 
+@pytest.mark.slow
 async def test_F44_a_plugin_that_misbehaves_is_a_bad_gateway_and_nothing_else(
     tmp_path: Path,
     database_url: str,
@@ -318,6 +319,7 @@ SAY_SOMETHING_FIRST = (
 )
 
 
+@pytest.mark.slow
 async def test_F44_a_plugin_that_misbehaves_while_it_is_read_is_told_all_the_same(
     tmp_path: Path, database_url: str, chaotic: str
 ) -> None:
@@ -345,6 +347,7 @@ async def read_along(api: Api, who: Account, content: str) -> httpx.Response:
     )
 
 
+@pytest.mark.slow
 async def test_F44_a_plugin_that_blocks_delays_everybody_and_harms_nobody(
     tmp_path: Path,
     folder: Path,

@@ -101,6 +101,7 @@ class Crowd:
                 assert int(found[1]) == who.id
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 async def test_F16_A04_aborts_lose_no_connection_and_mix_up_no_answers(
     api: Api,

@@ -154,6 +154,7 @@ async def test_how_many_last_questions_are_shown_is_configurable(
         ]
 
 
+@pytest.mark.slow
 async def test_fifty_askers_at_once_each_get_their_own_answer(
     api: Api, upstream: Upstream
 ) -> None:

@@ -44,6 +44,7 @@ async def until_somebody_waits(database: Database) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [{}, {"per_minute": 100}], ids=["free", "limited"])
 async def test_F15_questions_and_answers_of_a_batch_that_was_a_victim_are_stored(
     databases: Databases, database: Database, limits: dict[str, int]

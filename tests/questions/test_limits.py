@@ -146,6 +146,7 @@ async def test_A19_U35_of_fifty_at_once_two_may_wait_for_their_answers(
         assert (await api.ask(ada, "Now?")).status_code == 201
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "code"),
     [("per_minute", "minute_limit_reached"), ("per_day", "daily_limit_reached")],
@@ -195,6 +196,7 @@ async def counts_nothing(wire: Wire, received: Received) -> None:
     await wire.respond(completion("Yes.", usage={}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "code"),
     [

@@ -185,6 +185,7 @@ def assert_few(plan: Plan, told: object) -> None:
     assert "Seq Scan" not in kinds, (told, plan.root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_generic", [False, True])
 async def test_every_page_of_an_administrators_list_reads_a_pages_worth(
     postgresql: Database, is_generic: bool

@@ -148,6 +148,7 @@ async def test_F31_what_is_being_answered_is_in_progress_on_the_other_replica(
         assert again.json() == first.json()
 
 
+@pytest.mark.slow
 async def test_A19_of_fifty_at_once_two_are_in_flight_over_two_replicas(
     tmp_path: Path, databases: Databases, upstream: Upstream
 ) -> None:
@@ -177,6 +178,7 @@ async def counts_tokens(wire: Any, received: Any) -> None:
     await wire.respond(completion("Yes.", usage=usage))
 
 
+@pytest.mark.slow
 async def test_A19_what_one_may_ask_is_exact_over_two_replicas(
     tmp_path: Path, databases: Databases, upstream: Upstream
 ) -> None:
@@ -198,6 +200,7 @@ async def test_A19_what_one_may_ask_is_exact_over_two_replicas(
             assert (await left(pair.one, who))["per_day"] == 0
 
 
+@pytest.mark.slow
 async def test_A19_tokens_and_the_budget_of_all_are_exact_over_two_replicas(
     tmp_path: Path, databases: Databases, upstream: Upstream
 ) -> None:

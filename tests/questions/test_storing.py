@@ -208,6 +208,7 @@ async def test_F18_an_answer_kept_for_too_long_changes_nothing_that_is_final(
         assert question["answer"] is None
 
 
+@pytest.mark.slow
 @both_ways
 async def test_F18_an_answer_is_given_up_at_its_deadline_and_then_reaped(
     databases: Databases,
@@ -245,6 +246,7 @@ async def test_F18_an_answer_is_given_up_at_its_deadline_and_then_reaped(
         assert (row.status, row.error_code) == ("interrupted", "owner_lost")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_back", [True, False], ids=["back", "gone"])
 async def test_F18_a_server_that_ends_tries_once_more_to_store_what_is_not(
     databases: Databases,

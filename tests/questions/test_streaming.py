@@ -211,6 +211,7 @@ async def test_once_committed_a_failure_is_an_event(
     assert (await impatient.settled(ada))["error_code"] == "provider_auth"
 
 
+@pytest.mark.slow
 async def test_U37_a_reader_who_does_not_read_slows_the_model_down(
     tmp_path: Path, databases: Databases, database_kind: str, upstream: Upstream
 ) -> None:

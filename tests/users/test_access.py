@@ -184,6 +184,7 @@ async def administrators(service: Running) -> set[int]:
         return set(found)
 
 
+@pytest.mark.slow
 async def test_A05_nobody_becomes_an_administrator_by_anything_that_is_sent(
     service: Running, api: Api, admin: Account
 ) -> None:
