@@ -23,9 +23,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.db import Database
 from core.errors import StartRefused
+from core.locks import MIGRATION
 from core.module import ROOT, Module, known_modules
 
-_LOCK_KEY = 0x766F70726F73  # "vopros" in ASCII
 _FOLDER = ROOT / "migrations"
 
 
@@ -277,7 +277,7 @@ async def _take_advisory_lock(connection: AsyncConnection, seconds: float) -> No
     # Held by the session, not the transaction: it survives each module's commit, and
     # ends with the connection whatever happens.
     deadline = asyncio.get_running_loop().time() + seconds
-    attempt = text(f"SELECT pg_try_advisory_lock({_LOCK_KEY})")
+    attempt = text(MIGRATION.try_for_session)
     while not await connection.scalar(attempt):
         await connection.commit()
         if asyncio.get_running_loop().time() > deadline:

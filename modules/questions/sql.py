@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy import Executable, TextClause, text
 
 from core.db import Statement, UtcDateTime
+from core.locks import AdvisoryLock
 from modules.questions.settings import QuestionSettings
 
 NEW = {
@@ -39,8 +40,8 @@ OUTCOME = {
 
 # More than anybody can ask, and small enough to be reckoned with.
 _NO_LIMIT = 2**53
-# The lock of the service's budget, for all replicas: any number that is ours.
-_BUDGET_LOCK = 0x766F70726F73
+# Replicas take turns at the service's budget: each must see what the last one stored.
+BUDGET = AdvisoryLock("questions.budget")
 _MINUTE = 60
 
 # What the two databases say differently.
@@ -310,7 +311,7 @@ def _lock(limits: QuestionSettings) -> str:
     """What must come before a statement that is to see all that was asked so far."""
     if limits.has_budget:
         # It concerns everybody, so nobody need be locked besides.
-        return f"SELECT pg_advisory_xact_lock({_BUDGET_LOCK})"
+        return BUDGET.take_for_transaction
     if not limits.has_limits:
         return ""
     return "SELECT id FROM users WHERE id IN ({user_ids}) ORDER BY id FOR NO KEY UPDATE"

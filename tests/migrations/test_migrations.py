@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from core.db import Base, Database
 from core.errors import StartRefused
 from core.lock import server_lock
+from core.locks import MIGRATION
 from core.migrate import (
     differences,
     downgrade,
@@ -26,10 +27,12 @@ from core.migrate import (
     version_table,
 )
 from core.module import Module, in_tree_names, load_modules
-from tests.conftest import Databases, connected
+from tests.conftest import Databases, connected, served
 from tests.support.config import write_config
 from tests.support.notes import install_notes
 from tests.support.process import COMMAND, assert_refused, environment, vopros
+from tests.support.slow import waiting
+from tests.support.upstream import Upstream, answers
 
 MODULES = load_modules(in_tree_names())
 WITH_TABLES = tuple(module for module in MODULES if module.has_tables)
@@ -399,13 +402,39 @@ async def test_F26_waiting_for_another_migration_ends(empty_postgresql: str) -> 
         holder.migrating() as connection,
         connected(empty_postgresql, start_seconds=0.3) as waiting,
     ):
-        key = int.from_bytes(b"vopros")
-        await connection.execute(text(f"SELECT pg_advisory_lock({key})"))
+        assert await connection.scalar(text(MIGRATION.try_for_session))
         with pytest.raises(StartRefused, match=r"another migration .* in 0\.3 s"):
             async with asyncio.timeout(5):
                 await upgrade(waiting, MODULES)
     async with connected(empty_postgresql) as database:
         assert await upgrade(database, MODULES) == NAMES
+
+
+async def test_asking_with_a_budget_does_not_wait_for_a_migration(
+    databases: Databases, upstream: Upstream, tmp_path: Path
+) -> None:
+    """Both take an advisory lock, but not the same one."""
+    url = await databases.migrated("postgresql")
+    file = write_config(
+        tmp_path / "app.toml",
+        url,
+        upstream.base_url,
+        questions="service_per_day = 9",
+        database="lock_seconds = 60",
+    )
+    async with served(file) as (_, api), connected(url) as database:
+        ada = await api.account()
+        async with database.transaction() as session:
+            # The migration holds its lock, and waits for what it reads next.
+            await session.execute(text(f"LOCK TABLE {version_table(USERS)}"))
+            migrating = asyncio.create_task(
+                asyncio.to_thread(vopros, "--config", file, "migrate")
+            )
+            await waiting(database, 1)
+            async with upstream.behaving(answers):
+                assert (await api.ask(ada, "Now?")).status_code == 201
+            assert not migrating.done()
+        assert (await migrating).stdout == "nothing to migrate\n"
 
 
 async def test_a_migration_and_a_server_do_not_share_a_sqlite_file(

@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from core.db import Database, db_after
-from modules.questions.models import UsageRow
+from modules.questions.models import BudgetRow, QuestionRow, UsageRow
 from tests.conftest import Databases, connected
 from tests.questions.test_idempotency import (
     BOTH,
@@ -27,6 +27,7 @@ from tests.questions.test_limits import ASKED, left, let_in
 from tests.support.api import Account, Api, assert_problem
 from tests.support.config import write_config
 from tests.support.process import serving
+from tests.support.slow import slow_inserts, waiting
 from tests.support.upstream import Upstream, answers, completion
 
 
@@ -222,6 +223,33 @@ async def test_A19_tokens_and_the_budget_of_all_are_exact_over_two_replicas(
         assert let_in(got, "service_budget_spent") == 13
         spent = await left(pair.one, ada)
         assert (spent["service_per_day"], spent["service_tokens_per_day"]) == (0, 70)
+
+
+async def test_A19_the_last_question_of_the_budget_is_asked_on_one_replica_only(
+    tmp_path: Path, databases: Databases, upstream: Upstream
+) -> None:
+    """Both replicas are asked before either has committed what it stored."""
+    async with replicas(tmp_path, databases, upstream, "service_per_day = 1") as pair:
+        ada, eve = [await pair.one.account() for _ in range(2)]
+        async with slow_inserts(pair.database):
+            asking = [
+                asyncio.create_task(pair.one.ask(ada, "Me?")),
+                asyncio.create_task(pair.other.ask(eve, "Or me?")),
+            ]
+            await waiting(pair.database, 2)
+        async with upstream.behaving(answers):
+            got = await asyncio.gather(*asking)
+            # A machine that is slow may have answered both with 503: one is left.
+            got.append(await pair.one.ask(ada, "And now?"))
+        refused = [answer for answer in got if answer.status_code != 201]
+        assert len(refused) >= 2
+        codes = {answer.json()["code"] for answer in refused}
+        assert "service_budget_spent" in codes
+        assert codes <= {"service_budget_spent", "busy"}
+        async with pair.database.reading() as session:
+            stored = await session.scalar(select(func.count()).select_from(QuestionRow))
+            spent = await session.scalar(select(BudgetRow.questions))
+        assert (stored, spent) == (1, 1)
 
 
 async def test_a_question_may_be_deleted_on_another_replica_than_it_was_asked_on(
