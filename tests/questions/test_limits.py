@@ -70,7 +70,9 @@ async def ask_many(
     api: Api, *people: Account, times: int = ASKED, **more: str
 ) -> list[httpx.Response]:
     """Each asks so often, all at once."""
-    asking = [api.ask(who, f"{n}?", **more) for n in range(times) for who in people]
+    asking = [
+        api.ask_when_busy(who, f"{n}?", **more) for n in range(times) for who in people
+    ]
     return list(await asyncio.gather(*asking))
 
 

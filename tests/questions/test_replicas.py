@@ -46,7 +46,7 @@ class Replicas:
     async def ask_many(self, *people: Account, times: int) -> list[httpx.Response]:
         """Each asks so often, all at once, half of it on each."""
         asking = [
-            api.ask(who, f"{n}?")
+            api.ask_when_busy(who, f"{n}?")
             for n, api in enumerate(self.turns(times))
             for who in people
         ]

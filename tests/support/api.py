@@ -147,6 +147,16 @@ class Api:
             "/questions", json={"content": content}, headers=_headers(who, more)
         )
 
+    async def ask_when_busy(
+        self, who: Account, content: str, **more: str
+    ) -> httpx.Response:
+        """Ask, and once more whenever a 503 says so: a right answer to a storm."""
+        while True:
+            answer = await self.ask(who, content, **more)
+            if answer.status_code != 503 or answer.json()["code"] != "busy":
+                return answer
+            await asyncio.sleep(int(answer.headers["Retry-After"]))
+
     @asynccontextmanager
     async def reading(
         self, who: Account, content: str, **more: str
