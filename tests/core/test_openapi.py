@@ -223,7 +223,10 @@ async def test_pages_and_document_can_be_switched_off(
 
 
 ENDS_SESSION = ("/auth/logout", "/auth/logout-all")
+# A slow machine is no failure.
 FUZZ = """\
+request-timeout = 300
+
 [generation]
 mode = "all"
 max-examples = 25

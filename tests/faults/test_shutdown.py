@@ -133,8 +133,14 @@ async def test_F05_ctrl_c_lets_the_local_model_finish_its_answer(
     tmp_path: Path, databases: Any
 ) -> None:
     url = await databases.migrated("sqlite")
-    here = 'type = "local"'
-    file = write_config(tmp_path / "app.toml", url, providers__here=here)
+    # However slow the machine is, the model may finish.
+    file = write_config(
+        tmp_path / "app.toml",
+        url,
+        providers__here='type = "local"',
+        server="shutdown_seconds = 300",
+        llm="deadline_seconds = 300",
+    )
     environ = {"VOPROS_LLM__PROVIDER": "here"}
     with serving("--config", file, env=environ) as child:
         api = Api(child.url)

@@ -79,7 +79,7 @@ async def test_the_child_ends_even_when_the_server_is_killed(
     with serving("--config", file) as server:
         (child,) = local_servers(server.process.pid)
         server.end(signal.SIGKILL)
-    await asyncio.to_thread(psutil.wait_procs, [child], timeout=5)
+    await asyncio.to_thread(psutil.wait_procs, [child], timeout=60)
     assert not child.is_running()
 
 

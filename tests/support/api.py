@@ -99,7 +99,7 @@ class Api:
         # `verify`: reading the system's certificates takes longer than most tests.
         self.http = httpx.AsyncClient(
             base_url=url,
-            timeout=30,
+            timeout=120,
             trust_env=False,
             verify=False,
             # Less than the server's 5: it could close a connection as we take it again.
