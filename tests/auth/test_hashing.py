@@ -239,7 +239,7 @@ async def test_an_upgrade_and_a_deletion_do_not_wait_for_each_other(
 
 async def somebody_waits_for_a_lock(database: Database) -> None:
     waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             async with database.reading() as session:
                 if await session.scalar(waiting):

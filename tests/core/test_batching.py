@@ -39,7 +39,7 @@ class Store:
 
 async def outcomes(*asking: Awaitable[Any]) -> list[Any]:
     """What came of each; a TimeoutError when somebody is left waiting for ever."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         return await asyncio.gather(*asking, return_exceptions=True)
 
 

@@ -45,7 +45,7 @@ async def test_a_service_whose_migrations_are_behind_is_live_but_not_ready(
         problem = assert_problem(await api.get("/health/ready"), 503, "not_ready")
         assert problem["detail"] == "Migrations are behind: run `migrate`."
         await upgrade(database, MODULES)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while (await api.get("/health/ready")).status_code != 200:
                 await asyncio.sleep(0.1)
     await database.close()
@@ -76,7 +76,7 @@ async def test_a_database_that_hangs_makes_it_not_ready_within_about_a_second(
             assert time.monotonic() - started < 2
             assert problem["detail"] == "The database does not answer."
             assert (await api.get("/health/live")).status_code == 200
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while (await api.get("/health/ready")).status_code != 200:
                 await asyncio.sleep(0.1)
 
@@ -112,7 +112,7 @@ async def test_a_database_that_is_gone_makes_it_not_ready_at_once(
             assert (await api.get("/health/ready")).status_code == 200
             await asyncio.to_thread(postgres.halt)
             started = time.monotonic()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while (await api.get("/health/ready")).status_code == 200:
                     await asyncio.sleep(0.1)
             problem = assert_problem(await api.get("/health/ready"), 503, "not_ready")

@@ -96,7 +96,7 @@ async def test_F40_a_clock_that_jumps_makes_no_timeout_longer(
         asking = asyncio.create_task(api.ask(ada, "How long?"))
         await upstream.asked()
         jump(monkeypatch, by)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             problem = assert_problem(await asking, 504, "provider_timeout")
         assert [attempt["provider"] for attempt in problem["attempts"]] == ["main"]
 

@@ -118,7 +118,7 @@ def deaf() -> Iterator[str]:
 
 async def is_pending(api: Api, ada: Account) -> dict[str, Any]:
     """The newest question, once it is stored."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (newest := await api.newest(ada)):
             await asyncio.sleep(0.01)
     assert newest[0]["status"] == "pending"
@@ -334,7 +334,7 @@ async def test_F04_A02_a_start_on_postgresql_ends_what_is_overdue_and_no_more(
         await leave_pending(url, ada, 1_201, LONG_AGO)
         # Of an older release, which set none.
         await leave_pending(url, ada, 1, "NULL", asked_ago="3 hours")
-        async with served(file), asyncio.timeout(10):
+        async with served(file), asyncio.timeout(60):
             while (rows := await stored(url)).count(LOST) < 1_202:
                 await asyncio.sleep(0.05)
         assert [row for row in rows if row != LOST] == [("pending", None, None)] * 2

@@ -222,7 +222,7 @@ async def test_F05_an_application_that_closes_tells_whoever_waits(
 
 async def let_in_nobody(api: Api) -> None:
     """Until nobody new is let in; whoever comes before that is answered as ever."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 async with httpx.AsyncClient(trust_env=False, verify=False) as new:
@@ -253,7 +253,7 @@ async def test_F07_F06_nobody_new_is_kept_waiting_while_the_last_are_answered(
             child.process.terminate()
             await let_in_nobody(api)
             child.process.terminate()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 with pytest.raises((httpx.NetworkError, httpx.RemoteProtocolError)):
                     await idle.get("/health/live")
             assert not asking.done()
@@ -354,7 +354,7 @@ async def test_F06_what_could_not_be_stored_before_the_end_is_interrupted_at_the
     async with own.transaction() as session:
         await session.execute(text("UPDATE questions SET deadline_at = asked_at"))
     async with running(file):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await outcomes(file) == [("pending", None)]:
                 await asyncio.sleep(0.05)
     await own.close()

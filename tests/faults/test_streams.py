@@ -320,7 +320,7 @@ async def test_a_backend_that_does_not_hang_up_keeps_nobody_waiting(
 ) -> None:
     first, counted, _ = ending(usage=COUNTED)
     stays = endless(*deltas("An answer."), first, counted, then=PING, pause=0.1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         question = await read_answer(api, ada, upstream, stays)
     assert (question["answer"], question["usage"]) == ("An answer.", COUNTED)
     await stays.is_left()

@@ -117,7 +117,7 @@ async def test_a_child_that_is_no_worker_may_end(file: Path, tmp_path: Path) -> 
         parent = psutil.Process(server.process.pid)
         (other,) = [c for c in parent.children() if c.name() == "sh"]
         pipe.write_text("end\n")
-        await asyncio.to_thread(psutil.wait_procs, [other], timeout=10)
+        await asyncio.to_thread(psutil.wait_procs, [other], timeout=60)
         async with client(server) as api:
             await api.account()
         assert len(await two_workers(server)) == 2
@@ -173,7 +173,7 @@ async def test_nobody_is_kept_waiting_by_workers_that_end(
                 asking = asyncio.create_task(api.ask(await api.account(), "In time?"))
                 await upstream.asked()
                 server.process.terminate()
-                async with asyncio.timeout(10), client(server) as late:
+                async with asyncio.timeout(60), client(server) as late:
                     # Not let in, or let go of at once by the one that ends.
                     with pytest.raises((httpx.NetworkError, httpx.RemoteProtocolError)):
                         while True:
@@ -193,7 +193,7 @@ async def test_workers_do_not_outlive_a_parent_that_is_killed(
             await api.account()
         server.process.kill()
         await asyncio.to_thread(server.ended)
-    _, alive = await asyncio.to_thread(psutil.wait_procs, workers, timeout=10)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, workers, timeout=60)
     assert not alive
 
 

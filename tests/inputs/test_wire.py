@@ -271,7 +271,7 @@ async def test_I27_a_client_that_waits_for_leave_to_send_gets_it(
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", int(service.url.rpartition(":")[2])
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         writer.write(expecting)
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"{}")

@@ -316,7 +316,7 @@ async def test_F25_a_failing_migration_leaves_nothing_behind_and_frees_the_lock(
 
     (tmp_path / "9999_next.py").unlink()
     mended = next_step(tmp_path, REBUILD.format(when="auto"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await upgrade(database, mended) == ["users"]
 
 
@@ -404,7 +404,7 @@ async def test_F26_waiting_for_another_migration_ends(empty_postgresql: str) -> 
     ):
         assert await connection.scalar(text(MIGRATION.try_for_session))
         with pytest.raises(StartRefused, match=r"another migration .* in 0\.3 s"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await upgrade(waiting, MODULES)
     async with connected(empty_postgresql) as database:
         assert await upgrade(database, MODULES) == NAMES

@@ -341,7 +341,7 @@ async def test_a_stream_has_to_begin_in_time_even_if_nobody_else_is_there() -> N
 async def test_U26_a_pause_in_a_stream_is_bounded() -> None:
     case = Case(Scripted([Delta("Well, "), STALL]), idle_seconds=0.01)
     # The 30 s for the beginning are over once it has begun.
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert (await case.fail(Reader())).code == "provider_timeout"
     assert case.progress.text == "Well, "
     assert case.models[0].closed == 1
@@ -421,7 +421,7 @@ async def test_a_probe_that_has_begun_to_answer_lets_the_others_in() -> None:
     case.time.now += 10
     reader = Reader()
     probe = asyncio.create_task(case.chat.answer("Long?", Progress(reader)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not reader.heard:
             await asyncio.sleep(0)
     assert (await case.ask()).text == "Now."
@@ -466,7 +466,7 @@ async def test_waiting_for_a_place_does_not_outlast_the_deadline() -> None:
     case = Case(
         Scripted([STALL]), max_concurrency=1, wait_seconds=60, deadline_seconds=0.05
     )
-    async with case.backends[0].bulkhead.place(1), asyncio.timeout(10):
+    async with case.backends[0].bulkhead.place(1), asyncio.timeout(60):
         assert (await case.fail()).code == "busy"
 
 
@@ -536,7 +536,7 @@ async def test_F44_a_plugin_that_does_not_let_go_is_left_at_the_deadline(
                 await asyncio.Event().wait()
 
     case = Case(Clinging(), deadline_seconds=0.01)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         failure = await case.fail(reader)
     assert failure.code == "provider_bug"
 

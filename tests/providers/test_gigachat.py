@@ -391,7 +391,7 @@ async def test_closing_does_not_wait_for_a_token(
     upstream: Upstream, sber: Sber, clock: Clock
 ) -> None:
     sber.may_sell.clear()
-    async with asyncio.timeout(5), opened(upstream, clock) as chat:
+    async with asyncio.timeout(60), opened(upstream, clock) as chat:
         asking = asyncio.create_task(heard(chat))
         await upstream.asked()
         asking.cancel()

@@ -36,7 +36,7 @@ async def until_somebody_waits(database: Database) -> None:
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             async with database.reading() as session:
                 if await session.scalar(waiting):

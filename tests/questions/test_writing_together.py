@@ -290,11 +290,11 @@ async def test_F15_a_batch_that_a_deadlock_ended_is_written_all_the_same(
             for new, was in zip(asking, stored, strict=False):
                 assert was is not None
                 waiting.append(one.settling.submit(answer(was.id, new.user_id)))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await somebody_waits(other)
                 # The batch holds the first, and waits for the second.
                 await other.execute(lock, first)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert None not in await asyncio.gather(*waiting)
     assert databases.postgres.log[told:].count("deadlock detected") == 1
 
@@ -319,9 +319,9 @@ async def test_F12_a_question_is_stored_by_a_connection_that_died_long_ago(
             new = NewQuestion(ada, "Why?", f"{MARK}{uuid.uuid4().hex}")
             one = writing(database, **limits)
             told = one.adding.submit(new)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await somebody_waits(other, 2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             stored = await told
         assert stored is not None
         mine = f"SELECT id FROM questions WHERE user_id = {ada}"
@@ -343,7 +343,7 @@ async def test_A20_a_key_that_another_replica_stores_just_now_is_refused(
                 ada,
             )
             waiting = writing(database).adding.submit(question(ada, "k"))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await somebody_waits(other)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await waiting is None

@@ -179,7 +179,7 @@ class Api:
 
     async def settled(self, who: Account) -> dict[str, Any]:
         """The newest question, once it is there and pending no more."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while True:
                 newest = await self.newest(who)
                 if newest and newest[0]["status"] != "pending":

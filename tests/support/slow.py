@@ -33,7 +33,7 @@ async def slow_inserts(database: Database) -> AsyncIterator[None]:
 async def waiting(database: Database, count: int) -> None:
     """Wait until so many statements wait for a lock."""
     found = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             async with database.reading() as session:
                 if await session.scalar(found) == count:

@@ -234,7 +234,7 @@ async def until_waiting(service: Running, count: int) -> None:
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             async with service.service(Database).reading() as session:
                 if await session.scalar(waiting) == count:
