@@ -2,7 +2,7 @@
 
 An access token is good for minutes. When a call answers 401, `POST /auth/refresh` gets
 the next one for the `refresh_token` that came with it, and another refresh token: each
-is good once. Sending an old one again ends the session, for then two have it.
+is good once. Sending an older one again ends the session: it was copied.
 
 `POST /auth/logout` ends the session on the server, at once and everywhere. The page's
 own **Authorize > Logout** only forgets the access token.

@@ -40,9 +40,9 @@ class AuthSettings(Section):
     """How long a session lasts that is not refreshed; 14 days."""
     session_absolute_seconds: int = Field(90 * 86_400, gt=0, le=_TEN_YEARS)
     """How long a session lasts at most, however often it is refreshed; 90 days."""
-    refresh_grace_seconds: int = Field(0, ge=0, le=10)
-    """How long the refresh token just replaced is good once more, for clients that lose
-    answers; 0 ends a session at the first reuse."""
+    refresh_grace_seconds: int = Field(10, ge=0, le=10)
+    """How long a refresh token is accepted again after its first use: two tabs, or a
+    lost response, do not end the session. 0 ends it at the first reuse."""
     login_attempts: int = Field(5, ge=0, le=100)
     """Wrong passwords for one account, within a day, before there is a wait: doubling
     from 32 seconds to 15 minutes; 0: no limit."""

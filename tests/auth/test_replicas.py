@@ -26,16 +26,14 @@ from tests.support.config import write_config
 from tests.support.process import serving, vopros
 
 NEW = f"{PASSWORD}-new"
-# The shipped limits, and networks that the tests choose for themselves.
+# The shipped limits, networks that the tests choose for themselves, and no grace.
 GUARDED = {
-    "auth": "network_login_attempts = 30\nnetwork_registrations = 10",
+    "auth": "network_login_attempts = 30\nnetwork_registrations = 10\n"
+    "refresh_grace_seconds = 0",
     "server": 'trusted_proxies = ["127.0.0.1"]',
 }
 # No limit is met, but everything is counted.
-GENEROUS = {
-    "auth": "refresh_grace_seconds = 10\nlogin_attempts = 100\n"
-    "network_login_attempts = 100000"
-}
+GENEROUS = {"auth": "login_attempts = 100\nnetwork_login_attempts = 100000"}
 _NETWORKS = map(str, map(ipaddress.ip_address, itertools.count(0x0A000001)))
 
 
@@ -89,7 +87,7 @@ async def replicas(folder: Path, url: str, tables: dict[str, str]) -> Any:
 async def guarded(
     tmp_path_factory: pytest.TempPathFactory, url: str
 ) -> AsyncIterator[Replicas]:
-    """Replicas with the limits as shipped."""
+    """Replicas with the limits as shipped, without a grace for refreshing."""
     folder = tmp_path_factory.mktemp("guarded")
     async with replicas(folder, url, GUARDED) as found:
         yield found
