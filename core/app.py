@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, cast
 
-from fastapi import FastAPI, params
+from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import iter_route_contexts
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.types import ASGIApp, ExceptionHandler, Scope
+from starlette.types import ASGIApp, ExceptionHandler
 
 from core import docs, health, problems
-from core.body import FORM, JSON, BodyGuard, MediaTypeOf
+from core.body import BodyGuard
 from core.db import Database
 from core.errors import DomainError, StartRefused
 from core.export import Exports
@@ -26,6 +26,7 @@ from core.http import HeaderGuard, RequestStep, RootPath
 from core.lock import server_lock
 from core.migrate import is_behind, load_models, upgrade
 from core.module import Module, ModuleContext
+from core.resources import MethodGuard, Resources, by_specificity
 from core.security import Authenticator, current_user
 from core.services import Services
 from core.settings import DatabaseSettings, ServerSettings, Settings, is_loopback
@@ -65,6 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
     load_models(settings.modules)
     _mount(app, settings.modules)
     docs.install(app, serve=server.docs)
+    _order(app)
     problems.install(app)
     _add_steps(app, settings)
     return app
@@ -139,11 +141,16 @@ def _mount(app: FastAPI, modules: Sequence[Module]) -> None:
         # As they are: an included router is one more to be matched for every request.
         app.router.routes.extend(found.router.routes)
         tags += [docs.tag_of(found, str(tag)) for tag in found.router.tags]
-    # The busiest first: every route before the right one is tried in vain.
-    app.router.routes.sort(key=lambda route: not getattr(route, "is_direct", False))
     app.include_router(health.router)
     tags.sort(key=lambda tag: tag["name"])
     app.openapi_tags = [*tags, docs.tag_of(health, "health")]
+
+
+def _order(app: FastAPI) -> None:
+    """Try the routes with fixed paths first, and of those the busiest."""
+    routes = by_specificity(app.router.routes)
+    routes.sort(key=lambda route: not getattr(route, "is_direct", False))
+    app.router.routes[:] = routes
 
 
 def _add_steps(app: FastAPI, settings: Settings) -> None:
@@ -152,16 +159,18 @@ def _add_steps(app: FastAPI, settings: Settings) -> None:
     if not allowed and is_loopback(server.host):
         # A page elsewhere must not reach this server through a name of its own.
         allowed = (*_LOOPBACK_NAMES, server.host)
+    resources = Resources(app.routes)
     steps: ASGIApp = ExceptionMiddleware(
         AsyncExitStackMiddleware(app.router),
         handlers=cast(dict[Any, ExceptionHandler], app.exception_handlers),
     )
     steps = BodyGuard(
         steps,
-        media_type_of=_media_types(app),
+        resources=resources,
         longest_bytes=server.longest_body_bytes,
         seconds=server.body_seconds,
     )
+    steps = MethodGuard(steps, resources=resources)
     steps = HeaderGuard(
         steps,
         allowed_hosts=allowed,
@@ -175,28 +184,6 @@ def _add_steps(app: FastAPI, settings: Settings) -> None:
     # and behind `RequestStep` and `BodyGuard` none of it has anything to do. Handlers
     # of errors that are added from now on are not asked.
     app.middleware_stack = steps
-
-
-def _media_types(app: FastAPI) -> MediaTypeOf:
-    """Every route takes JSON, but for those that declare form fields."""
-    forms = [
-        (found.path_regex, found.methods or ())
-        for found in iter_route_contexts(app.routes)
-        if isinstance(_body_info(found), params.Form)
-    ]
-
-    def media_type_of(scope: Scope) -> str:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        for path_regex, methods in forms:
-            if scope["method"] in methods and path_regex.match(path):
-                return FORM
-        return JSON
-
-    return media_type_of
-
-
-def _body_info(route: object) -> object:
-    return getattr(getattr(route, "body_field", None), "field_info", None)
 
 
 def _refuse_unguarded(app: FastAPI, services: Services) -> None:

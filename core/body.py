@@ -8,7 +8,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -25,10 +25,9 @@ from core.errors import (
     UnsupportedMedia,
 )
 from core.problems import problem_response
+from core.resources import JSON, Resources
 from core.text import is_storable
 
-JSON = "application/json"
-FORM = "application/x-www-form-urlencoded"
 DEEPEST = 32
 MOST_FIELDS = 32
 
@@ -45,10 +44,6 @@ class ClientLeft(Exception):
     """The connection closed before the body was complete."""
 
 
-MediaTypeOf = Callable[[Scope], str]
-"""Which media type the route that a scope leads to accepts."""
-
-
 class BodyGuard:
     """Reads a bounded body, checks it strictly, and hands the same bytes on."""
 
@@ -56,12 +51,12 @@ class BodyGuard:
         self,
         app: ASGIApp,
         *,
-        media_type_of: MediaTypeOf,
+        resources: Resources,
         longest_bytes: int,
         seconds: float,
     ) -> None:
         self._app = app
-        self._media_type_of = media_type_of
+        self._resources = resources
         self._longest = longest_bytes
         self._seconds = seconds
 
@@ -90,7 +85,7 @@ class BodyGuard:
         body = await self._read(receive)
         if not body:
             return body
-        accepted = self._media_type_of(scope)
+        accepted = self._resources.media_type(scope)
         _check_media_type(headers, accepted)
         if accepted == JSON:
             check_json(body)

@@ -17,12 +17,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core import errors
-from core.body import FORM, BodyTooLarge, InvalidForm, MalformedBody
+from core.body import BodyTooLarge, InvalidForm, MalformedBody
 from core.db import Busy, DatabaseUnavailable, StorageFull
 from core.errors import DomainError
 from core.health import Health
 from core.http import BadHost
 from core.problems import Problem, problem_responses
+from core.resources import FORM
 from core.security import BEARER_SCHEME, Authenticator, InvalidToken, TokenMissing
 from core.services import Services
 
@@ -150,6 +151,8 @@ def _whole(files: ASGIApp) -> ASGIApp:
     """Serve files whole: what answers a bad Range is not a problem document."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise errors.NotAllowed("GET", "HEAD")
         headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
         await files({**scope, "headers": headers}, receive, send)
 

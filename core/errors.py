@@ -60,9 +60,14 @@ class NotFound(DomainError):
 
 
 class NotAllowed(DomainError):
-    """This resource does not do that."""
+    """Method not allowed."""
 
     code = "method_not_allowed"
+
+    def __init__(self, *allowed: str) -> None:
+        """`allowed` are the methods that the resource supports."""
+        super().__init__()
+        self.allowed = sorted(allowed)
 
 
 class TooSlow(DomainError):

@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core.core_schema import ErrorType
 from starlette.exceptions import HTTPException
@@ -131,6 +130,8 @@ def problem_response(error: DomainError, request_id: str) -> Response:
     if isinstance(error, errors.Unauthenticated):
         reason = ' error="invalid_token"' if isinstance(error, InvalidToken) else ""
         headers["WWW-Authenticate"] = f"Bearer{reason}"
+    if isinstance(error, errors.NotAllowed):
+        headers["Allow"] = ", ".join(error.allowed)
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if error.is_replayed:
@@ -177,8 +178,6 @@ def install(app: FastAPI) -> None:
         response = await tell(request, exc)
         if retry_after := (exc.headers or {}).get("Retry-After"):
             response.headers["Retry-After"] = retry_after
-        if isinstance(as_domain_error(exc), errors.NotAllowed):
-            response.headers["Allow"] = ", ".join(_allowed(request, exc))
         return response
 
     app.add_exception_handler(DomainError, tell)
@@ -193,6 +192,9 @@ def as_domain_error(exc: Exception) -> DomainError:
     if isinstance(exc, RequestValidationError):
         return Invalid(*(_field_error(error) for error in exc.errors()))
     if isinstance(exc, HTTPException):
+        if exc.status_code == STATUS[errors.NotAllowed]:
+            named = (exc.headers or {}).get("Allow", "").split(",")
+            return errors.NotAllowed(*({name.strip() for name in named} - {""}))
         for kind, status in STATUS.items():
             if status == exc.status_code:
                 return kind()
@@ -209,17 +211,6 @@ def _untold(exc: HTTPException, request_id: str) -> Response:
     headers = {k: v for k, v in (exc.headers or {}).items() if k == "Retry-After"}
     document = _document(exc.status_code, code, phrase, phrase, request_id)
     return _response(document, headers)
-
-
-def _allowed(request: Request, exc: HTTPException) -> list[str]:
-    """Every method of the path: the framework names those of one route only."""
-    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    named = (exc.headers or {}).get("Allow", "")
-    methods = {name.strip() for name in named.split(",")} - {""}
-    for found in iter_route_contexts(request.app.routes):
-        if found.methods and found.path_regex.match(path):
-            methods |= found.methods
-    return sorted(methods)
 
 
 # Our wording of pydantic's errors; `{}` is filled from the limits it names.
