@@ -10,13 +10,12 @@ from importlib.metadata import version
 from typing import Any, cast
 
 from fastapi import FastAPI
-from fastapi.dependencies.models import Dependant
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import iter_route_contexts
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, ExceptionHandler
 
-from core import docs, health, problems
+from core import docs, health, openapi, problems
 from core.body import BodyGuard
 from core.db import Database
 from core.errors import DomainError, StartRefused
@@ -27,9 +26,15 @@ from core.lock import server_lock
 from core.migrate import is_behind, load_models, upgrade
 from core.module import Module, ModuleContext
 from core.resources import MethodGuard, Resources, by_specificity
-from core.security import Authenticator, current_user
+from core.security import Authenticator, current_user, depends_on
 from core.services import Services
-from core.settings import DatabaseSettings, ServerSettings, Settings, is_loopback
+from core.settings import (
+    DatabaseSettings,
+    OpenApiSettings,
+    ServerSettings,
+    Settings,
+    is_loopback,
+)
 from core.watchdog import watched_loop
 
 log = logging.getLogger(__name__)
@@ -81,6 +86,7 @@ def new_context(settings: Settings) -> ModuleContext:
     database = Database(settings.section(DatabaseSettings))
     services.add(Database, database)
     services.add(Health, Health(database, settings.modules))
+    services.add(OpenApiSettings, settings.section(OpenApiSettings))
     context = ModuleContext(settings, database, services, lambda: datetime.now(UTC))
     services.add(Exports, Exports(context, settings.modules))
     return context
@@ -140,10 +146,10 @@ def _mount(app: FastAPI, modules: Sequence[Module]) -> None:
         found = importlib.import_module(module.router)
         # As they are: an included router is one more to be matched for every request.
         app.router.routes.extend(found.router.routes)
-        tags += [docs.tag_of(found, str(tag)) for tag in found.router.tags]
+        tags += [openapi.tag_of(found, str(tag)) for tag in found.router.tags]
     app.include_router(health.router)
     tags.sort(key=lambda tag: tag["name"])
-    app.openapi_tags = [*tags, docs.tag_of(health, "health")]
+    app.openapi_tags = [*tags, openapi.tag_of(health, "health")]
 
 
 def _order(app: FastAPI) -> None:
@@ -191,16 +197,8 @@ def _refuse_unguarded(app: FastAPI, services: Services) -> None:
     if Authenticator in services:
         return
     for found in iter_route_contexts(app.routes):
-        dependant = getattr(found, "dependant", None)
-        if dependant is not None and _needs_caller(dependant):
+        if depends_on(found, current_user):
             raise StartRefused(
                 f"{found.path} is for known callers only, but no enabled module "
                 "can authenticate them"
             )
-
-
-def _needs_caller(dependant: Dependant) -> bool:
-    return any(
-        below.call is current_user or _needs_caller(below)
-        for below in dependant.dependencies
-    )

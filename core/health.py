@@ -96,7 +96,7 @@ TheHealth = Annotated[Health, Depends(service(Health))]
 
 
 @router.get("/live", summary="Is the process alive?")
-async def live() -> Live:
+async def get_liveness() -> Live:
     """Says that the process answers; depends on nothing else."""
     return Live(status="live")
 
@@ -107,7 +107,7 @@ async def live() -> Live:
     response_model=Ready,
     responses=problem_responses(NotReady),
 )
-async def ready(health: TheHealth) -> Response:
+async def get_readiness(health: TheHealth) -> Response:
     """200 when the database answers and is migrated, else 503 with what is wrong.
 
     `notes` names the provider that answers questions, and why it was chosen.

@@ -14,10 +14,13 @@ from core.text import LARGEST_ID, Canonical
 T = TypeVar("T")
 LARGEST_PAGE = 100
 
+# The bounds come before `Canonical`: behind a validator of anything they are no part
+# of the integer's schema.
 PageLimit = Annotated[
     int,
+    Field(ge=1, le=LARGEST_PAGE),
     Canonical,
-    Query(ge=1, le=LARGEST_PAGE, description="How many items a page holds."),
+    Query(description="How many items a page holds."),
 ]
 CursorText = Annotated[
     str | None,

@@ -11,7 +11,9 @@ from typing import Annotated, Protocol
 from uuid import UUID
 
 from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.openapi.models import OAuthFlowPassword, OAuthFlows
+from fastapi.routing import RouteContext
 from fastapi.security import OAuth2
 from starlette.requests import HTTPConnection
 
@@ -111,6 +113,18 @@ def log_admin_read(who: Principal, what: str, user_ids: Iterable[int]) -> None:
     if others:
         fields = {"admin_id": who.user_id, "what": what, "user_ids": others}
         log.info("security.admin_read", extra=fields)
+
+
+def depends_on(route: RouteContext, dependency: object) -> bool:
+    """Whether a route has `dependency`, such as `current_admin`, at any depth."""
+    dependant: Dependant | None = getattr(route, "dependant", None)
+    waiting = [dependant] if dependant else []
+    while waiting:
+        below = waiting.pop()
+        if below.call is dependency:
+            return True
+        waiting += below.dependencies
+    return False
 
 
 CurrentUser = Annotated[Principal, Depends(current_user)]

@@ -52,6 +52,7 @@ _SUSPECT = re.compile(
     r"key|secret|token(?!s|_seconds)|password|authorization|header|query|proxy",
     re.IGNORECASE,
 )
+_WEB_ADDRESS = r"^(https?://[^\s/?#]+(/[^\s?#]*[^\s?#/])?)?$"
 _HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
 _MASK = "**********"
 
@@ -99,6 +100,46 @@ class ServerSettings(Section):
                 "must be addresses or networks (10.0.0.7, 10.0.0.0/24), not all of them"
             )
         return proxies
+
+
+class OpenApiSettings(Section):
+    """[openapi]: what the API's document says of whoever runs this server."""
+
+    server_url: str = Field("", pattern=_WEB_ADDRESS)
+    """The public address of the API; empty: wherever the document was read from."""
+    contact_name: str = Field("The operator of this server", max_length=200)
+    """Whom to ask about this server."""
+    contact_url: str = Field("", pattern=_WEB_ADDRESS)
+    """Where they can be asked."""
+    contact_email: str = Field("", pattern=r"^([^@\s]+@[^@\s]+)?$")
+    """And their address."""
+    license_name: str = Field("Proprietary", max_length=200)
+    """The license of the API, for its users; empty names none."""
+    license_url: str = Field("", pattern=_WEB_ADDRESS)
+    """Its text."""
+    terms_url: str = Field("", pattern=_WEB_ADDRESS)
+    """The terms of service."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The members of OpenAPI's `info` that are set here."""
+        found: dict[str, Any] = {"contact": self._named("contact_")}
+        # A license without a name is not valid.
+        if self.license_name:
+            found["license"] = self._named("license_")
+        if self.license_name and not self.license_url:
+            # SPDX's form for a license that is not on its list.
+            reference = re.sub(r"[^A-Za-z0-9.]+", "-", self.license_name).strip("-")
+            found["license"]["identifier"] = f"LicenseRef-{reference}"
+        found["termsOfService"] = self.terms_url
+        return {name: value for name, value in found.items() if value}
+
+    def _named(self, prefix: str) -> dict[str, str]:
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self.model_dump().items()
+            if name.startswith(prefix) and value
+        }
 
 
 class DatabaseSettings(Section):
@@ -154,6 +195,7 @@ class LogSettings(Section):
 
 CORE_SECTIONS: Mapping[str, type[Section]] = {
     "server": ServerSettings,
+    "openapi": OpenApiSettings,
     "database": DatabaseSettings,
     "modules": ModulesSettings,
     "log": LogSettings,

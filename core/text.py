@@ -60,13 +60,14 @@ def _canonical(value: Any) -> Any:
 Canonical = BeforeValidator(_canonical)
 """For a number of a path or a query: `1.0`, `+1` and `1_000` are refused."""
 
-# Ids from a path are not bounded below: 0 and -1 are simply not found.
+_ID = {"type": "integer", "format": "int64", "minimum": 1, "maximum": LARGEST_ID}
+# More is accepted than is published: 0 and -1 are simply not found.
 Id = Annotated[
-    int,
-    Field(le=LARGEST_ID, ge=-LARGEST_ID),
-    Canonical,
-    WithJsonSchema({"type": "integer", "format": "int64", "maximum": LARGEST_ID}),
+    int, Field(ge=-LARGEST_ID, le=LARGEST_ID), Canonical, WithJsonSchema(_ID)
 ]
+"""An id of a path or a query."""
+ReadId = Annotated[int, WithJsonSchema(_ID)]
+"""An id that a response shows."""
 
 
 def _written_out(value: Any) -> Any:

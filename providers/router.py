@@ -7,8 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
-from core.problems import problem_responses
-from core.security import AdminsOnly, CurrentAdmin
+from core.security import CurrentAdmin
 from core.services import service
 from providers.backend import Backend
 from providers.breaker import State
@@ -40,9 +39,7 @@ class ProviderRead(BaseModel):
     in_flight: int = Field(description="Questions it has right now.", examples=[3])
 
 
-@router.get(
-    "", summary="See the providers' state", responses=problem_responses(AdminsOnly)
-)
+@router.get("", summary="See the providers' state")
 async def list_providers(
     who: CurrentAdmin, chat: Annotated[FailoverChat, Depends(service(FailoverChat))]
 ) -> list[ProviderRead]:

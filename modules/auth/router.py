@@ -115,7 +115,7 @@ def _token(grant: Grant) -> Token:
     summary="Get the next access token",
     responses=problem_responses(RefreshRefused, DatabaseUnavailable, Busy),
 )
-async def refresh(body: Refresh, sessions: TheSessions) -> Token:
+async def refresh_token(body: Refresh, sessions: TheSessions) -> Token:
     """Go on with a session: the refresh token is used up, and the answer has the next.
 
     **One that was used before ends its session**: somebody has copied it. A session
@@ -126,7 +126,7 @@ async def refresh(body: Refresh, sessions: TheSessions) -> Token:
 
 
 @router.get("/sessions", summary="See your sessions")
-async def read_sessions(who: CurrentUser, sessions: TheSessions) -> list[SessionRead]:
+async def list_sessions(who: CurrentUser, sessions: TheSessions) -> list[SessionRead]:
     """Your sessions that have not ended, those used last first; at most 1,000."""
     return [
         SessionRead(**asdict(found), is_current=found.id == who.session_id)

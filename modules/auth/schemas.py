@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from core.text import ReadId
 from modules.auth.passwords import LONGEST_CHARS
 from modules.users.public import Role, Username
 
@@ -40,7 +41,7 @@ class Registered(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: int = Field(examples=[7])
+    id: ReadId = Field(examples=[7])
     username: str = Field(examples=["ada"])
     role: Role = Field(examples=[Role.USER])
     created_at: datetime = Field(examples=["2026-11-23T09:30:00.120000Z"])

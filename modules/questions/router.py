@@ -11,7 +11,7 @@ from core.http import Caller
 from core.pages import CursorText, Page, PageLimit
 from core.problems import REPLAYED, problem_responses
 from core.routes import DirectRoute
-from core.security import AdminsOnly, CurrentAdmin, CurrentUser, log_admin_read
+from core.security import CurrentAdmin, CurrentUser, log_admin_read
 from core.services import service
 from core.text import Id, Moment
 from modules.questions.asking import Asking
@@ -69,7 +69,7 @@ _ASKING_PROBLEMS = replayable(problem_responses(*_ASKING_ERRORS))
     responses=_ASKING_PROBLEMS | REPLAY_HEADER,
     openapi_extra=DESCRIBED,
 )
-async def ask(
+async def ask_question(
     body: AskQuestion,
     who: CurrentUser,
     request: Request,
@@ -104,7 +104,7 @@ async def ask(
     responses=_ASKING_PROBLEMS | STREAM_RESPONSE,
     openapi_extra=DESCRIBED,
 )
-async def ask_and_read(
+async def stream_answer(
     body: AskQuestion,
     who: CurrentUser,
     request: Request,
@@ -144,14 +144,14 @@ async def ask_and_read(
 
 
 @router.get("/me", summary="See your last questions")
-async def read_newest(who: CurrentUser, stored: Stored) -> list[QuestionRead]:
+async def list_my_questions(who: CurrentUser, stored: Stored) -> list[QuestionRead]:
     """Your own last three, whatever became of them, newest first."""
     newest = await stored.newest(who.user_id)
     return [QuestionRead.model_validate(question) for question in newest]
 
 
 @router.get("/limits", summary="See what you may still ask")
-async def read_limits(
+async def get_limits(
     who: CurrentUser, limits: Annotated[Limits, Depends(service(Limits))]
 ) -> LimitsRead:
     """Every limit that is set, and what is left of it; a day begins at midnight in UTC.
@@ -167,7 +167,9 @@ async def read_limits(
     summary="See a question",
     responses=problem_responses(QuestionNotFound),
 )
-async def read(question_id: Id, who: CurrentUser, stored: Stored) -> QuestionRead:
+async def get_question(
+    question_id: Id, who: CurrentUser, stored: Stored
+) -> QuestionRead:
     """One of your questions; for an administrator, anybody's."""
     owner = None if who.is_admin else who.user_id
     question = await stored.find(question_id, owner=owner)
@@ -181,7 +183,7 @@ async def read(question_id: Id, who: CurrentUser, stored: Stored) -> QuestionRea
     summary="Erase a question",
     responses=problem_responses(QuestionNotFound),
 )
-async def erase(question_id: Id, who: CurrentUser, stored: Stored) -> None:
+async def delete_question(question_id: Id, who: CurrentUser, stored: Stored) -> None:
     """Erase one of your own questions with its answer.
 
     One that is still being answered is cancelled first. What it has used of your
@@ -190,7 +192,7 @@ async def erase(question_id: Id, who: CurrentUser, stored: Stored) -> None:
     await stored.delete(question_id, owner=who.user_id)
 
 
-@router.get("", summary="List questions", responses=problem_responses(AdminsOnly))
+@router.get("", summary="List questions")
 async def list_questions(
     who: CurrentAdmin,
     stored: Stored,

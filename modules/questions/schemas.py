@@ -3,10 +3,10 @@
 from datetime import date, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, RootModel, TypeAdapter
 
-from core.problems import status_of
-from core.text import SafeText
+from core.problems import Problem, status_of
+from core.text import ReadId, SafeText
 from modules.questions.domain import ENDS, Question
 from modules.questions.models import Status
 
@@ -52,8 +52,8 @@ class QuestionRead(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: int = Field(examples=[42])
-    user_id: int = Field(examples=[7])
+    id: ReadId = Field(examples=[42])
+    user_id: ReadId = Field(examples=[7])
     content: str = Field(examples=["What is the capital of France?"])
     status: Status = Field(examples=[Status.ANSWERED])
     answer: str | None = Field(
@@ -91,6 +91,23 @@ class QuestionListed(QuestionRead):
     """A question as an administrator sees it in a list."""
 
     username: str = Field(examples=["ada"])
+
+
+class StreamMeta(BaseModel):
+    """Data of the event `meta`, the first of a stream."""
+
+    id: ReadId = Field(description="The question's.", examples=[42])
+
+
+class StreamDelta(BaseModel):
+    """Data of an event `delta`: the next piece of the answer."""
+
+    text: str = Field(examples=["The capital of France"])
+
+
+# The narrowest first: clients take the first that fits, and all of them have more.
+class StreamEvent(RootModel[QuestionRead | Problem | StreamDelta | StreamMeta]):
+    """Data of one server-sent event: of `done`, `error`, `delta` or `meta`."""
 
 
 class LimitRead(BaseModel):
@@ -167,18 +184,12 @@ event: done
 data: {"id": 42, "status": "answered", "answer": "The capital of France is Paris."}
 
 """
-_EVENT: dict[str, Any] = {
-    "type": "object",
-    "required": ["event", "data"],
-    "properties": {
-        "event": {"enum": ["meta", "delta", "done", "error"]},
-        "data": {"type": "string", "contentMediaType": "application/json"},
-    },
-}
 STREAM_RESPONSE: _Responses = {
     200: {
+        # Clients that know the media type get events, any other reads it as text.
+        "model": StreamEvent | str,
         "description": "Events `meta`, `delta` (any number), and `done` or `error`.",
         "headers": _REPLAYED,
-        "content": {"text/event-stream": {"itemSchema": _EVENT, "example": _STREAM}},
+        "content": {"text/event-stream": {"example": _STREAM}},
     }
 }

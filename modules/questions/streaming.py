@@ -112,6 +112,8 @@ async def _interrupt(asking: asyncio.Task[Asked]) -> None:
 class EventStream(Response):
     """Server-sent events: `meta`, `delta`s, and `done` or `error` once it is stored."""
 
+    media_type = "text/event-stream"
+
     def __init__(
         self,
         live: LiveAnswer,

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from core.export import Download, Exports
 from core.pages import CursorText, Page, PageLimit
 from core.problems import problem_responses
-from core.security import AdminsOnly, CurrentAdmin, CurrentUser, log_admin_read
+from core.security import CurrentAdmin, CurrentUser, log_admin_read
 from core.services import service
 from core.text import Id, SafeText
 from modules.users.public import LastAdmin, Role, UsernameTaken, UserNotFound
@@ -27,7 +27,7 @@ Everything = Annotated[Exports, Depends(service(Exports))]
 
 
 @router.get("/me", summary="See your account")
-async def read_me(who: CurrentUser, users: Everybody) -> UserRead:
+async def get_me(who: CurrentUser, users: Everybody) -> UserRead:
     """Your account as it is now; a password is never part of it."""
     return UserRead.model_validate(await users.own(who.user_id))
 
@@ -37,7 +37,7 @@ async def read_me(who: CurrentUser, users: Everybody) -> UserRead:
     summary="Change your user name",
     responses=problem_responses(UsernameTaken),
 )
-async def change_me(body: ChangeMe, who: CurrentUser, users: Everybody) -> UserRead:
+async def update_me(body: ChangeMe, who: CurrentUser, users: Everybody) -> UserRead:
     """Change your user name; leave it out and nothing changes.
 
     Of two changes at once the last one wins. Access tokens stay valid: they know you
@@ -78,7 +78,7 @@ async def export_me(
     return Download("vopros-export.json", pieces)
 
 
-@router.get("", summary="List users", responses=problem_responses(AdminsOnly))
+@router.get("", summary="List users")
 async def list_users(
     who: CurrentAdmin,
     users: Everybody,
@@ -102,9 +102,9 @@ async def list_users(
 @router.get(
     "/{user_id}",
     summary="See a user",
-    responses=problem_responses(AdminsOnly, UserNotFound),
+    responses=problem_responses(UserNotFound),
 )
-async def read_user(user_id: Id, who: CurrentAdmin, users: Everybody) -> UserListed:
+async def get_user(user_id: Id, who: CurrentAdmin, users: Everybody) -> UserListed:
     """One user. For administrators."""
     user = await users.get(user_id)
     log_admin_read(who, "user", [user.id])
@@ -114,9 +114,9 @@ async def read_user(user_id: Id, who: CurrentAdmin, users: Everybody) -> UserLis
 @router.patch(
     "/{user_id}",
     summary="Shut a user out, or let them in again",
-    responses=problem_responses(AdminsOnly, UserNotFound, NotOneself, LastAdmin),
+    responses=problem_responses(UserNotFound, NotOneself, LastAdmin),
 )
-async def change_user(
+async def update_user(
     user_id: Id, body: ChangeUser, who: CurrentAdmin, users: Everybody
 ) -> UserListed:
     """Shut a user out, or let them in again. For administrators; not for oneself.

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
+from core.text import ReadId
 from modules.users.public import Role, Username
 
 
@@ -13,7 +14,7 @@ class UserRead(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: int = Field(examples=[7])
+    id: ReadId = Field(examples=[7])
     username: str = Field(examples=["ada"])
     role: Role = Field(examples=[Role.USER])
     created_at: datetime = Field(examples=["2026-11-23T09:30:00.120000Z"])

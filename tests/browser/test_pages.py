@@ -267,3 +267,29 @@ async def test_the_token_is_kept_in_the_page_alone(page: Page, api: Api) -> None
     stored = "JSON.stringify({...localStorage, ...sessionStorage})"
     assert await page.evaluate(stored) == "{}"
     assert await page.context.cookies() == []
+
+
+async def test_an_operation_is_read_without_scrolling_for_long(
+    page: Page, service: Running
+) -> None:
+    await open_docs(page, service.url)
+    for method, path in (("post", "/questions"), ("post", "/questions/stream")):
+        block = operation(page, method, path)
+        await block.locator(".opblock-summary-control").click()
+        await expect(block.locator(".responses-table")).to_be_visible()
+        box = await block.bounding_box()
+        assert box is not None
+        assert box["height"] < 5_000, path
+        await block.locator(".opblock-summary-control").click()
+
+
+async def test_the_page_tells_who_may_call_an_operation(
+    page: Page, service: Running
+) -> None:
+    await open_docs(page, service.url)
+    public = operation(page, "post", "/auth/register")
+    await expect(public.locator(".authorization__btn")).to_have_count(0)
+    private = operation(page, "get", "/users/me")
+    await expect(private.locator(".authorization__btn")).to_have_count(1)
+    restricted = operation(page, "get", "/users")
+    await expect(restricted).to_contain_text("(administrators)")

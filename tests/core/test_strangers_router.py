@@ -145,8 +145,12 @@ async def test_a_strangers_operations_are_documented_as_ours_are(
 ) -> None:
     document = (await guests.get("/openapi.json")).json()
     operation = document["paths"]["/guests"]["post"]
-    assert {"401", "413", "415", "422"} <= operation["responses"].keys()
+    assert {"401", "422", "default"} <= operation["responses"].keys()
     assert operation["security"]
+    assert operation["operationId"] == "write"
+    restricted = document["paths"]["/guests/all"]["get"]
+    assert restricted["summary"].endswith(" (administrators)")
+    assert "403" in restricted["responses"]
     assert "HTTPValidationError" not in str(document)
     scheme = document["components"]["securitySchemes"]["Account"]
     assert scheme["flows"]["password"]["tokenUrl"] == "/token"

@@ -52,7 +52,7 @@ async def test_every_field_that_is_sent_or_received_has_an_example(api: Api) -> 
     for name, schema in made["components"]["schemas"].items():
         # Problems are shown whole, with each response.
         is_problem = name.startswith("Problem")
-        if schema["type"] != "object" or "examples" in schema or is_problem:
+        if schema.get("type") != "object" or "examples" in schema or is_problem:
             continue
         for field, told in schema["properties"].items():
             # A part that is a schema of ours brings its examples along.
@@ -99,9 +99,9 @@ async def test_problems_are_listed_and_the_frameworks_own_schema_is_not(
     for name, operation in operations(made):
         responses = operation["responses"]
         problems = {status: r for status, r in responses.items() if status >= "400"}
-        assert "500" in problems, name
+        assert "default" in problems, name
         signs_in = name in ("POST /auth/token", "POST /auth/refresh")
-        assert ("401" in problems) == ("security" in operation) or signs_in
+        assert ("401" in problems) == bool(operation["security"]) or signs_in
         for response in problems.values():
             media = response["content"]["application/problem+json"]
             assert media["schema"] == {"$ref": "#/components/schemas/Problem"}

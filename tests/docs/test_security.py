@@ -89,7 +89,7 @@ async def test_who_may_do_what_is_told_of_every_operation(
     assert sorted(operation for operation, _ in rows) == sorted(there)
     for operation, nobody in rows:
         method, path = operation.split()
-        is_protected = "security" in made[path][method.lower()]
+        is_protected = bool(made[path][method.lower()]["security"])
         assert (nobody == "no") == is_protected, operation
     assert set(OPERATION.findall(TEXT)) <= there
 
