@@ -26,6 +26,7 @@ from core.lock import server_lock
 from core.migrate import is_behind, load_models, upgrade
 from core.module import Module, ModuleContext
 from core.resources import MethodGuard, Resources, by_specificity
+from core.schema_check import SchemaCheck
 from core.security import Authenticator, current_user, depends_on
 from core.services import Services
 from core.settings import (
@@ -85,7 +86,9 @@ def new_context(settings: Settings) -> ModuleContext:
     services = Services()
     database = Database(settings.section(DatabaseSettings))
     services.add(Database, database)
-    services.add(Health, Health(database, settings.modules))
+    schema = SchemaCheck(database, settings.modules)
+    database.check_schema(schema.is_current)
+    services.add(Health, Health(database, schema))
     services.add(OpenApiSettings, settings.section(OpenApiSettings))
     context = ModuleContext(settings, database, services, lambda: datetime.now(UTC))
     services.add(Exports, Exports(context, settings.modules))
@@ -131,8 +134,8 @@ async def _prepare(context: ModuleContext, modules: Sequence[Module]) -> None:
         if migrate:
             if moved := await upgrade(database, modules):
                 log.info("database.migrated", extra={"modules": moved})
-        elif await is_behind(database, modules):
-            log.warning("database.behind", extra={"hint": "run `vopros migrate`"})
+        else:
+            await is_behind(database, modules)
         await database.open_all()
     except DomainError as error:
         raise StartRefused(error.detail) from error

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import sqlite3
 import time
 from collections.abc import (
@@ -23,6 +24,7 @@ from collections.abc import (
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import asyncpg
@@ -185,6 +187,14 @@ class DatabaseUnavailable(Unavailable):
     """The database cannot be reached at the moment."""
 
 
+class DatabaseReadOnly(DatabaseUnavailable):
+    """The database cannot be written to at the moment."""
+
+
+class DatabaseNotMigrated(Unavailable):
+    """The database schema is not the one that this server needs."""
+
+
 class Busy(Unavailable):
     """Too much is going on at the moment."""
 
@@ -207,6 +217,15 @@ _BUSY_STATES = {"55P03", "57014", "40001", "40P01"}
 _GONE_STATES = {"53300", "25006", "57P01", "57P02", "57P03"}
 # Classes of states: data that does not fit, a broken constraint, a wrong statement.
 _OUR_MISTAKES = ("22", "23", "42")
+# A statement that was written for another schema: a relation, column, function or type
+# that is not there, a plan that does not fit any more, a new column without a default.
+_SCHEMA_STATES = {
+    *("3F000", "42P01", "42P10", "42703", "42704", "42804", "42883", "0A000"),
+    "23502",
+}
+_SCHEMA_WORDS = re.compile(
+    "no such (table|column|index)|has no column named|has \\d+ columns but"
+)
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _UNAVAILABLE_CODES = {
     sqlite3.SQLITE_READONLY,
@@ -236,6 +255,30 @@ def translate(exc: BaseException) -> DomainError | None:
     if isinstance(exc, (OSError, asyncpg.InterfaceError)):
         return DatabaseUnavailable()
     return None
+
+
+def _may_miss_schema(exc: BaseException) -> bool:
+    """Whether it is what a statement raises that meets another schema than its own."""
+    if _sqlstate(exc) in _SCHEMA_STATES:
+        return True
+    raised = getattr(exc, "orig", exc)
+    if isinstance(raised, sqlite3.IntegrityError):
+        return raised.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_NOTNULL
+    if isinstance(raised, sqlite3.OperationalError):
+        return _SCHEMA_WORDS.search(str(raised)) is not None
+    return False
+
+
+@contextmanager
+def unique(error: type[DomainError]) -> Iterator[None]:
+    """Raise `error` where a value is taken already, and nothing but that."""
+    try:
+        yield
+    except sa_exc.IntegrityError as exc:
+        code = getattr(exc.orig, "sqlite_errorcode", None)
+        if _sqlstate(exc) != "23505" and code != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
+            raise
+        raise error from exc
 
 
 def _translate_state(state: str) -> DomainError | None:
@@ -297,6 +340,44 @@ class Statement:
         return list(found)
 
 
+class _Translation:
+    """Raises our errors in the place of the driver's, at the end of a block.
+
+    A class, since a generator costs more on the busiest paths.
+    """
+
+    def __init__(self, fits_schema: Callable[[], Awaitable[bool]]) -> None:
+        """`fits_schema` is asked about a statement that may have met another schema."""
+        self._fits_schema = fits_schema
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not isinstance(exc, Exception):
+            return
+        if _may_miss_schema(exc) and not await self._fits_schema():
+            raise DatabaseNotMigrated from exc
+        if isinstance(exc, sa_exc.IntegrityError):
+            return
+        if isinstance(exc, asyncpg.IntegrityConstraintViolationError):
+            raise sa_exc.IntegrityError(None, None, exc, hide_parameters=True) from exc
+        if (domain := translate(exc)) is not None:
+            raise domain from exc
+
+
+async def _unchecked() -> bool:
+    return True
+
+
+_PLAIN = _Translation(_unchecked)
+
+
 class Database:
     """The application's database: `transaction()` to write, `reading()` to read."""
 
@@ -316,8 +397,16 @@ class Database:
             self._prober = _postgresql_engine(self.url, 1, settings)
             # No BEGIN and no ROLLBACK around a lone SELECT.
             self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
+        self._translated = _PLAIN
         self._writing = async_sessionmaker(self._writer, expire_on_commit=False)
         self._reading = async_sessionmaker(self._reader, expire_on_commit=False)
+
+    def check_schema(self, fits: Callable[[], Awaitable[bool]]) -> None:
+        """Ask `fits` before an unknown table or column is called a mistake of ours.
+
+        While it returns False, such a statement raises DatabaseNotMigrated.
+        """
+        self._translated = _Translation(fits)
 
     @property
     def sqlite_path(self) -> Path | None:
@@ -333,9 +422,8 @@ class Database:
         Raises DatabaseUnavailable, Busy or StorageFull in the place of the driver's
         errors; IntegrityError passes, because only the caller knows what it means.
         """
-        with _translated():
-            async with self._writing() as session, session.begin():
-                yield session
+        async with self._translated, self._writing() as session, session.begin():
+            yield session
 
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[AsyncConnection]:
@@ -350,16 +438,14 @@ class Database:
     @asynccontextmanager
     async def work(self) -> AsyncIterator[AsyncConnection]:
         """The same for several statements, committed together at the block's end."""
-        with _translated():
-            async with self._writer.begin() as connection:
-                yield connection
+        async with self._translated, self._writer.begin() as connection:
+            yield connection
 
     @asynccontextmanager
     async def query(self) -> AsyncIterator[AsyncConnection]:
         """A connection for one statement that reads, where a session costs too much."""
-        with _translated():
-            async with self._reader.connect() as connection:
-                yield connection
+        async with self._translated, self._reader.connect() as connection:
+            yield connection
 
     async def fetch(
         self, statement: "Statement", parameters: Mapping[str, Any], *, lock: str = ""
@@ -379,7 +465,7 @@ class Database:
         )
 
     async def _with_driver(self, work: Callable[[Any], Awaitable[T]]) -> T:
-        with _translated():
+        async with self._translated:
             lent = await greenlet_spawn(self._writer.sync_engine.raw_connection)
             try:
                 done = await work(lent.driver_connection)
@@ -394,9 +480,8 @@ class Database:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
         """A session that only reads. Raises as `transaction` does."""
-        with _translated():
-            async with self._reading() as session:
-                yield session
+        async with self._translated, self._reading() as session:
+            yield session
 
     async def connect_patiently(self) -> None:
         """Wait for a database that is still starting, `start_seconds` at most.
@@ -445,9 +530,21 @@ class Database:
     @asynccontextmanager
     async def probing(self) -> AsyncIterator[AsyncConnection]:
         """A connection that no request takes: being busy is not being down."""
-        with _translated():
-            async with self._prober.connect() as connection:
-                yield connection
+        async with _PLAIN, self._prober.connect() as connection:
+            yield connection
+
+    async def is_read_only(self) -> bool:
+        """Ask whether nothing can be written now: a standby, or a write-protected file.
+
+        Raises DatabaseUnavailable or Busy.
+        """
+        async with self.probing() as connection:
+            if self.dialect == "postgresql":
+                shown = await connection.scalar(text("SHOW transaction_read_only"))
+                return bool(shown == "on")
+            await connection.execute(text("SELECT 1"))
+        path = self.sqlite_path
+        return path is not None and path.exists() and not os.access(path, os.W_OK)
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
@@ -462,9 +559,8 @@ class Database:
             else _postgresql_engine(self.url, 1, self.settings, is_patient=True)
         )
         try:
-            with _translated():
-                async with engine.connect() as connection:
-                    yield connection
+            async with _PLAIN, engine.connect() as connection:
+                yield connection
         finally:
             await engine.dispose()
 
@@ -472,20 +568,6 @@ class Database:
         """Close every connection."""
         for engine in (self._writer, self._reader, self._prober):
             await engine.dispose()
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except sa_exc.IntegrityError:
-        raise
-    except asyncpg.IntegrityConstraintViolationError as exc:
-        raise sa_exc.IntegrityError(None, None, exc, hide_parameters=True) from exc
-    except Exception as exc:
-        if (domain := translate(exc)) is None:
-            raise
-        raise domain from exc
 
 
 def database_url(settings: DatabaseSettings) -> URL:

@@ -4,28 +4,35 @@ Providers count in neither: a model that is down is no reason to take the API aw
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
-from sqlalchemy import text
 from starlette.responses import JSONResponse, Response
 
-from core.db import Database
-from core.errors import DomainError, StartRefused, Unavailable
-from core.migrate import is_behind
-from core.module import Module
+from core.db import (
+    Busy,
+    Database,
+    DatabaseNotMigrated,
+    DatabaseReadOnly,
+    DatabaseUnavailable,
+)
+from core.errors import Unavailable
 from core.problems import problem_responses
+from core.schema_check import SchemaCheck, SchemaState
+from core.security import is_administrator
 from core.services import service
+
+log = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 1.0
 _CACHE_SECONDS = 1.0
 
 
-class NotReady(Unavailable):
-    """The service is not ready."""
+class ShuttingDown(Unavailable):
+    """The server is shutting down."""
 
 
 class Live(BaseModel):
@@ -38,35 +45,40 @@ class Ready(BaseModel):
     """The service can do its work."""
 
     status: str = Field(examples=["ready"])
-    notes: dict[str, str] = Field(
-        description="What the parts of the service have to say about themselves.",
-        examples=[{"provider": "main, as configured"}],
+    notes: dict[str, str] | None = Field(
+        None,
+        description="For administrators: what the parts of the service report.",
+        examples=[None],
     )
 
 
 class Health:
-    """What the parts of one application know about its state."""
+    """The state of one application: draining, and whether its database can be used."""
 
-    def __init__(self, database: Database, modules: Sequence[Module]) -> None:
+    def __init__(self, database: Database, schema: SchemaCheck) -> None:
         self.draining = False
         self.notes: dict[str, str] = {}
+        """What parts of the service report to its operator."""
         self._database = database
-        self._modules = modules
+        self._schema = schema
         self._is_migrated = False
         self._checked_at = float("-inf")
-        self._complaint: str | None = None
-        self._looking: set[asyncio.Task[str | None]] = set()
+        self._complaint: Unavailable | None = None
+        self._looking: set[asyncio.Task[Unavailable | None]] = set()
 
-    async def complaint(self) -> str | None:
+    async def complaint(self) -> Unavailable | None:
         """Why the service is not ready, or None; looked up at most once a second."""
         if self.draining:
-            return "The server is shutting down."
+            return ShuttingDown()
         if time.monotonic() - self._checked_at > _CACHE_SECONDS:
-            self._complaint = await self._check()
+            complaint = await self._check()
+            if type(complaint) is not type(self._complaint):
+                _log_change(complaint)
+            self._complaint = complaint
             self._checked_at = time.monotonic()
         return self._complaint
 
-    async def _check(self) -> str | None:
+    async def _check(self) -> Unavailable | None:
         looking = asyncio.create_task(self._look())
         self._looking.add(looking)
         looking.add_done_callback(self._looking.discard)
@@ -75,20 +87,28 @@ class Health:
             return looking.result()
         # Not awaited: letting go of a connection that hangs takes its time as well.
         looking.cancel()
-        return "The database does not answer."
+        return DatabaseUnavailable()
 
-    async def _look(self) -> str | None:
+    async def _look(self) -> Unavailable | None:
         try:
+            if await self._database.is_read_only():
+                return DatabaseReadOnly()
+            # Beside a newer schema a server that runs goes on serving.
             if not self._is_migrated:
-                behind = await is_behind(self._database, self._modules)
+                behind = await self._schema.state() is SchemaState.BEHIND
                 self._is_migrated = not behind
-            async with self._database.probing() as connection:
-                await connection.execute(text("SELECT 1"))
-        except DomainError as error:
-            return error.title
-        except StartRefused as refused:
-            return str(refused)
-        return None if self._is_migrated else "Migrations are behind: run `migrate`."
+        except Unavailable as error:
+            return error
+        return None if self._is_migrated else DatabaseNotMigrated()
+
+
+def _log_change(complaint: Unavailable | None) -> None:
+    if complaint is None:
+        log.info("health.ready")
+        return
+    cause = complaint.__cause__
+    raised = type(getattr(cause, "orig", cause)).__name__ if cause else None
+    log.warning("health.not_ready", extra={"code": complaint.code, "raised": raised})
 
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -96,6 +116,7 @@ TheHealth = Annotated[Health, Depends(service(Health))]
 
 
 @router.get("/live", summary="Is the process alive?")
+@router.head("/live", include_in_schema=False)
 async def get_liveness() -> Live:
     """Says that the process answers; depends on nothing else."""
     return Live(status="live")
@@ -105,13 +126,22 @@ async def get_liveness() -> Live:
     "/ready",
     summary="Can the service do its work?",
     response_model=Ready,
-    responses=problem_responses(NotReady),
+    responses=problem_responses(
+        ShuttingDown, DatabaseUnavailable, DatabaseNotMigrated, DatabaseReadOnly, Busy
+    ),
 )
-async def get_readiness(health: TheHealth) -> Response:
-    """200 when the database answers and is migrated, else 503 with what is wrong.
+@router.head("/ready", include_in_schema=False)
+async def get_readiness(health: TheHealth, request: Request) -> Response:
+    """200 when the database answers, is migrated and can be written to, else 503.
 
-    `notes` names the provider that answers questions, and why it was chosen.
+    The `code` of the problem tells which it is; the rest is in the server's log. An
+    administrator who sends an access token also gets `notes`: the provider that answers
+    questions, and why it was chosen.
     """
     if complaint := await health.complaint():
-        raise NotReady(complaint)
-    return JSONResponse(Ready(status="ready", notes=health.notes).model_dump())
+        # Its own: one that is raised again and again collects a traceback.
+        raise type(complaint)()
+    ready = Ready(status="ready")
+    if await is_administrator(request):
+        ready.notes = health.notes
+    return JSONResponse(ready.model_dump(exclude_none=True))

@@ -179,8 +179,14 @@ def _with_tables(modules: Iterable[Module], name: str) -> Module:
     raise StartRefused(f"there is no module {name!r} with tables")
 
 
+def is_newer(history: History) -> bool:
+    """Whether the database is at a revision that this program does not know."""
+    current = history.current
+    return current is not None and current not in _revisions(history.module)
+
+
 def _refuse_newer(history: History) -> None:
-    if history.current is None or history.current in _revisions(history.module):
+    if not is_newer(history):
         return
     raise StartRefused(
         f"the database is newer than this program: {history.module.name!r} is at "

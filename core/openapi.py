@@ -16,7 +16,6 @@ from core import errors
 from core.body import BodyTooLarge, InvalidForm, MalformedBody
 from core.db import Busy, DatabaseUnavailable, StorageFull
 from core.errors import DomainError
-from core.health import Health
 from core.http import BadHost
 from core.problems import MEDIA_TYPE, Problem, problem_responses
 from core.resources import FORM
@@ -60,7 +59,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         made = get_openapi(
             title=TITLE,
             version=app.version,
-            description=_description(services),
+            description=DESCRIPTION,
             routes=app.routes,
             tags=app.openapi_tags,
         )
@@ -75,12 +74,6 @@ def document(app: FastAPI) -> dict[str, Any]:
 def tag_of(router_module: Any, tag: str) -> dict[str, str]:
     """A group of the document, described by the docstring of its router's module."""
     return {"name": tag, "description": inspect.getdoc(router_module) or ""}
-
-
-def _description(services: Services) -> str:
-    notes = services.get(Health).notes
-    lines = [f"* {name}: {note}" for name, note in notes.items()]
-    return "\n".join([DESCRIPTION, "This server:\n", *lines]) if lines else DESCRIPTION
 
 
 def _polish(made: dict[str, Any], app: FastAPI) -> None:

@@ -17,7 +17,7 @@ from fastapi.routing import RouteContext
 from fastapi.security import OAuth2
 from starlette.requests import HTTPConnection
 
-from core.errors import Forbidden, Unauthenticated
+from core.errors import Forbidden, Unauthenticated, Unavailable
 from core.services import Services
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,17 @@ async def current_admin(
         log.warning("security.denied", extra=fields | {"route": route})
         raise AdminsOnly
     return principal
+
+
+async def is_administrator(request: Request) -> bool:
+    """Whether the caller, who need not be known here, is an administrator."""
+    services: Services = request.app.state.services
+    if Authenticator not in services or "authorization" not in request.headers:
+        return False
+    try:
+        return (await current_user(request)).is_admin
+    except (Unauthenticated, Unavailable):
+        return False
 
 
 def log_admin_read(who: Principal, what: str, user_ids: Iterable[int]) -> None:

@@ -1,7 +1,7 @@
 """How questions plug into the application."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from core.module import Module, ModuleContext, Record
 from modules.questions.settings import QuestionSettings
@@ -15,6 +15,7 @@ _REMOVED_EVERY_SECONDS = 60 * 60
 async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
     """Offer `Asking` and `Questions`; see all that was asked to its end."""
     # Imported here, so that the command line's help stays fast.
+    from core.db import DatabaseNotMigrated
     from core.periodic import repeating
     from modules.questions.asking import Asking
     from modules.questions.limits import Limits
@@ -39,7 +40,8 @@ async def lifespan(context: ModuleContext) -> AsyncIterator[None]:
         if context.is_serving:
             if database.sqlite_path is not None:
                 # Whatever is pending was left by a server that is no more.
-                await upkeep.interrupt_all()
+                with suppress(DatabaseNotMigrated):
+                    await upkeep.interrupt_all()
             # Apart: one that fails again and again must not hinder the other.
             for what, work, seconds in (
                 (

@@ -4,10 +4,9 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from core.db import Database
+from core.db import Database, unique
 from core.errors import Conflict
 from core.pages import cut_page, decode_cursor, encode_cursor
 from core.security import InvalidToken
@@ -46,11 +45,9 @@ class StoredUsers:
 
     async def add(self, session: AsyncSession, new: NewUser) -> User:
         """Add somebody. Raises UsernameTaken, and leaves the transaction usable."""
-        try:
+        with unique(UsernameTaken):
             async with session.begin_nested():
                 row = await repository.add(session, new)
-        except IntegrityError as exc:
-            raise UsernameTaken from exc
         return _user(row)
 
     async def find_by_username(
@@ -157,11 +154,9 @@ class StoredUsers:
 
         Raises UsernameTaken, or InvalidToken for an account deleted meanwhile.
         """
-        try:
+        with unique(UsernameTaken):
             async with self._db.transaction() as session:
                 row = await repository.rename(session, user_id, username)
-        except IntegrityError as exc:
-            raise UsernameTaken from exc
         if row is None:
             raise InvalidToken
         return _user(row)

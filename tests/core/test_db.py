@@ -278,8 +278,8 @@ async def test_F09_F10_A15_a_database_that_goes_is_503_and_one_that_returns_is_u
                 assert int(answer.headers["retry-after"]) <= 5
                 assert str(postgres.port) not in str(problem)
             assert (await api.get("/health/live")).status_code == 200
-            told = assert_problem(await api.get("/health/ready"), 503, "not_ready")
-            assert told["detail"] == "The database cannot be reached at the moment."
+            ready = await api.get("/health/ready")
+            assert_problem(ready, 503, "database_unavailable")
 
             await asyncio.to_thread(postgres.start)
             assert (await api.get("/users/me", ada)).status_code == 200

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from core.errors import StartRefused
+from core.testing import Running
 from providers.failover import FailoverChat
-from tests.conftest import served
+from tests.conftest import make_admin, served
 from tests.support.api import Api, assert_problem
 from tests.support.config import write_config
 from tests.support.upstream import (
@@ -50,8 +51,12 @@ async def answered_by(api: Api) -> str:
     return provider
 
 
-async def provider_note(api: Api) -> str:
-    ready = await api.get("/health/ready")
+async def provider_note(found: Running) -> str:
+    """Who answers, and why, as an administrator reads it."""
+    api = Api(found.url)
+    admin = await make_admin(found, api)
+    ready = await api.get("/health/ready", admin)
+    await api.close()
     assert ready.status_code == 200, ready.text
     note: str = ready.json()["notes"]["provider"]
     return note
@@ -65,9 +70,9 @@ async def test_one_word_switches_the_provider(
         file = tmp_path / "app.toml"
         write_config(file, database_url, upstream.base_url, **tables)
         upstream.requests.clear()
-        async with served(file) as (_, api):
+        async with served(file) as (found, api):
             assert await answered_by(api) == "main"
-            assert await provider_note(api) == "main, as configured"
+            assert await provider_note(found) == "main, as configured"
         assert (len(upstream.requests), len(second.requests)) == (1, 0)
 
         written = file.read_text()
@@ -92,9 +97,9 @@ async def test_auto_takes_the_first_whose_key_is_set(
     }
     file = write_config(tmp_path / "app.toml", database_url, **tables)
     environ = {BY_WORD: "auto", "OPENAI_API_KEY": KEY}
-    async with served(file, environ) as (_, api):
+    async with served(file, environ) as (found, api):
         assert await answered_by(api) == "keyed"
-        assert "keyed, chosen by auto" in await provider_note(api)
+        assert "keyed, chosen by auto" in await provider_note(found)
     assert upstream.requests[-1].header("authorization") == f"Bearer {KEY}"
 
 
@@ -117,8 +122,8 @@ async def test_auto_passes_over_what_cannot_be_used_and_says_why(
         assert "llm.allow_demo" in str(refused.value)
         assert "OPENAI_API_KEY is not set" in str(refused.value)
         auto["VOPROS_LLM__ALLOW_DEMO"] = "true"
-    async with served(file, auto) as (_, api):
-        note = await provider_note(api)
+    async with served(file, auto) as (found, api):
+        note = await provider_note(found)
         answer = await api.ask(await api.account(), "Is this real?")
     assert note.startswith(
         "echo (a demonstration without a language model), chosen by auto: "

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from core.errors import StartRefused
+from core.health import Health
 from core.settings import load_settings
 from tests.conftest import Databases, served
 from tests.support.api import Account, Api, assert_problem, events_of
@@ -198,8 +199,8 @@ async def test_F44_auto_passes_over_a_plugin_that_cannot_open(
     install(folder, "jammed", hook=OPENS.format(body=body))
     auto = {"VOPROS_LLM__PROVIDER": "auto", "VOPROS_LLM__AUTO": "guest,main"}
     file = configured(tmp_path, database_url, "jammed")
-    async with served(file, NAMED | auto) as (_, api):
-        note = (await api.get("/health/ready")).json()["notes"]["provider"]
+    async with served(file, NAMED | auto) as (found, _):
+        note = found.service(Health).notes["provider"]
     told = f"plugin 'jammed' {ORIGIN} failed to open it: ValueError"
     assert note == f"main, chosen by auto: guest: {told}"
 
