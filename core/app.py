@@ -125,13 +125,9 @@ async def opened(
 
 async def _prepare(context: ModuleContext, modules: Sequence[Module]) -> None:
     database = context.database
-    settings = context.settings.section(DatabaseSettings)
-    migrate = settings.migrate_on_start
-    if migrate is None:
-        migrate = database.dialect == "sqlite"
     try:
         await database.connect_patiently()
-        if migrate:
+        if context.settings.migrates_on_start:
             if moved := await upgrade(database, modules):
                 log.info("database.migrated", extra={"modules": moved})
         else:

@@ -123,33 +123,130 @@ def serve(
 
 
 @migrate.callback()
-def migrate_up(context: typer.Context) -> None:
+def migrate_up(
+    context: typer.Context,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be applied, and stop.")
+    ] = False,
+) -> None:
     """Bring the tables of every enabled module to their newest revision."""
     if context.invoked_subcommand is not None:
+        if dry_run:
+            raise typer.BadParameter("put --dry-run behind the subcommand")
         return
     settings = context.obj.settings(opening=())
+    if dry_run:
+        _show_pending(settings)
+        return
     from core.migrate import upgrade
 
     moved = run(lambda: _migrating(settings, lambda db: upgrade(db, settings.modules)))
     typer.echo(f"migrated: {', '.join(moved)}" if moved else "nothing to migrate")
 
 
+def _show_pending(settings: Any) -> None:
+    from core.migrate import pending
+
+    lines = [
+        f"{found.module.name}: {revision}"
+        for found in _histories(settings)
+        for revision in pending(found)
+    ]
+    typer.echo("\n".join(lines) or "nothing to migrate")
+
+
+@migrate.command("status")
+def migrate_status(context: typer.Context) -> None:
+    """Show the applied and the pending migrations of every module."""
+    from core.migrate import is_newer, pending
+
+    rows = [("module", "applied", "pending")]
+    for found in _histories(context.obj.settings(opening=())):
+        left = ", ".join(pending(found)) or "-"
+        if is_newer(found):
+            left = "unknown: the database is newer than this program"
+        rows.append((found.module.name, found.current or "-", left))
+    echo_table(rows)
+
+
+def _histories(settings: Any) -> Any:
+    """Where every module is; a server may be running meanwhile."""
+    from core.db import Database
+    from core.migrate import histories
+    from core.settings import DatabaseSettings
+
+    async def read() -> Any:
+        database = Database(settings.section(DatabaseSettings))
+        try:
+            return await histories(database, settings.modules)
+        finally:
+            await database.close()
+
+    return run(read)
+
+
 @migrate.command("down")
 def migrate_down(
     context: typer.Context,
-    module: Annotated[str, typer.Argument(help="The module to take back.")],
-    to: Annotated[str, typer.Option(help="The revision to stop at.")] = "base",
+    module: Annotated[str, typer.Argument(help="The module to downgrade.")],
+    to: Annotated[
+        str, typer.Option(help="A revision, a number of steps such as -1, or base.")
+    ],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask for confirmation.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be deleted, and stop.")
+    ] = False,
 ) -> None:
-    """Take one module's tables back, data included."""
+    """Downgrade a module's migrations (deletes its data)."""
     settings = context.obj.settings(opening=())
-    from core.migrate import downgrade
+    from core.migrate import downgrade, plan_downgrade
 
-    run(
+    plan = run(
         lambda: _migrating(
-            settings, lambda db: downgrade(db, settings.modules, module, to)
+            settings, lambda db: plan_downgrade(db, settings.modules, module, to)
         )
     )
-    typer.echo(f"{module} is at {to}")
+    _show_loss(plan)
+    if settings.migrates_on_start:
+        typer.echo(
+            "Note: the next start of the server migrates up again;"
+            " database.migrate_on_start = false prevents it."
+        )
+    if dry_run:
+        return
+    with refusals():
+        if not yes:
+            _confirm_loss()
+    run(
+        lambda: _migrating(
+            settings, lambda db: downgrade(db, settings.modules, module, plan.target)
+        )
+    )
+    typer.echo(f"{module} is at {plan.target}")
+
+
+def _show_loss(plan: Any) -> None:
+    steps = ", ".join(plan.revisions)
+    typer.echo(f"{plan.module}: from {plan.current} to {plan.target}, undoing {steps}")
+    lost = [f"  table {name}: {_rows(n)}" for name, n in plan.tables.items()]
+    lost += [f"  column {name} of {_rows(n)}" for name, n in plan.columns.items()]
+    if lost:
+        typer.echo("\n".join(("This deletes for good:", *lost)))
+    else:
+        typer.echo("No table and no column is deleted.")
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'' if number == 1 else 's'}"
+
+
+def _confirm_loss() -> None:
+    if not sys.stdin.isatty():
+        raise StartRefused("not confirmed: answer at a terminal, or give --yes")
+    if not typer.confirm("Continue?"):
+        raise StartRefused("not confirmed: nothing was changed")
 
 
 @app.command()

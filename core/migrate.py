@@ -6,18 +6,26 @@ back for one module took the others' tables along.
 
 import asyncio
 import importlib
+import re
 from argparse import Namespace
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
+from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, MetaData, Table, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -99,23 +107,144 @@ async def upgrade(database: Database, modules: Sequence[Module]) -> list[str]:
     return [module.name for module in behind]
 
 
+@dataclass(frozen=True)
+class Downgrade:
+    """What taking a module back does; `rows` are counted, by table or column."""
+
+    module: str
+    current: str
+    target: str
+    revisions: tuple[str, ...]
+    """The migrations to be taken back, the newest first."""
+    tables: Mapping[str, int]
+    columns: Mapping[str, int]
+
+
 async def downgrade(
-    database: Database, modules: Sequence[Module], name: str, revision: str = "base"
+    database: Database, modules: Sequence[Module], name: str, to: str = "base"
 ) -> None:
-    """Take one module back. Raises StartRefused while one that needs it is applied."""
+    """Take one module back to a revision, a number of steps (`-1`), or `base`.
+
+    Raises StartRefused while a module that needs it is applied.
+    """
+    async with _locked(database) as connection:
+        known, module, path = await _downgrade_path(connection, modules, name, to)
+        await _run(connection, known, module, command.downgrade, path.target)
+
+
+async def plan_downgrade(
+    database: Database, modules: Sequence[Module], name: str, to: str
+) -> Downgrade:
+    """Return what `downgrade` would delete; it is tried, and rolled back.
+
+    Raises StartRefused as `downgrade` does.
+    """
+    async with _locked(database) as connection:
+        known, module, path = await _downgrade_path(connection, modules, name, to)
+
+        def attempt(sync: Connection) -> Downgrade:
+            before = _columns(sync)
+            counted = {table: _count(sync, table) for table in before}
+            try:
+                with _named(module):
+                    config = alembic_config(module, known, sync)
+                    command.downgrade(config, path.target)
+                after = _columns(sync)
+            finally:
+                sync.rollback()
+            own = before.keys() - {version_table(module)}
+            gone = sorted(own - after.keys())
+            cut = {
+                f"{table}.{column}": counted[table]
+                for table in sorted(own & after.keys())
+                for column in sorted(before[table] - after[table])
+            }
+            return replace(path, tables={t: counted[t] for t in gone}, columns=cut)
+
+        return await connection.run_sync(attempt)
+
+
+async def _downgrade_path(
+    connection: AsyncConnection, modules: Sequence[Module], name: str, to: str
+) -> tuple[tuple[Module, ...], Module, Downgrade]:
+    """All known modules, the one to take back, and the way; nothing counted yet."""
     # A disabled module is applied as long as its tables are there.
     known = tuple(known_modules(modules))
     module = _with_tables(known, name)
-    async with _locked(database) as connection:
-        for history in await _histories(connection, known):
-            if name in history.module.requires and history.current is not None:
-                needing = history.module.name
-                raise StartRefused(f"{needing!r} requires {name!r} and is applied")
-        await _run(connection, known, module, command.downgrade, revision)
+    current = None
+    for history in await _histories(connection, known):
+        if name in history.module.requires and history.current is not None:
+            needing = history.module.name
+            raise StartRefused(f"{needing!r} requires {name!r} and is applied")
+        if history.module is module:
+            _refuse_newer(history)
+            current = history.current
+    await connection.rollback()
+    if current is None:
+        raise StartRefused(f"{name}: no migration is applied")
+    applied = [found.revision for found in _applied(module, current)]
+    kept = _kept(name, applied, to)
+    target = applied[kept - 1] if kept else "base"
+    back = tuple(reversed(applied[kept:]))
+    return known, module, Downgrade(name, current, target, back, {}, {})
+
+
+def _kept(name: str, applied: Sequence[str], to: str) -> int:
+    """How many of the applied migrations stay."""
+    if to == "base":
+        return 0
+    if to in applied[:-1]:
+        return applied.index(to) + 1
+    if to == applied[-1]:
+        raise StartRefused(f"{name}: it is at revision {to} already")
+    if re.fullmatch("-[1-9][0-9]{0,5}", to) and int(to[1:]) <= len(applied):
+        return len(applied) + int(to)
+    known = ", ".join(applied)
+    raise StartRefused(
+        f"{name}: --to {to!r} is not `base`, a number of steps from -1 to "
+        f"-{len(applied)}, or an applied revision ({known})"
+    )
+
+
+def _columns(connection: Connection) -> dict[str, set[str]]:
+    inspector = inspect(connection)
+    return {
+        table: {column["name"] for column in inspector.get_columns(table)}
+        for table in inspector.get_table_names()
+    }
+
+
+def _count(connection: Connection, table: str) -> int:
+    counted = select(func.count()).select_from(Table(table, MetaData()))
+    return connection.scalar(counted) or 0
+
+
+def pending(history: History) -> list[str]:
+    """The migrations that `upgrade` would apply, oldest first: `0002 Add attempts`."""
+    applied = len(_applied(history.module, history.current))
+    return [
+        f"{found.revision} {found.doc.rstrip('.')}"
+        for found in _ordered(history.module)[applied:]
+    ]
+
+
+def _applied(module: Module, current: str | None) -> list[Script]:
+    ordered = _ordered(module)
+    revisions = [found.revision for found in ordered]
+    return ordered[: revisions.index(current) + 1] if current in revisions else []
+
+
+def _ordered(module: Module) -> list[Script]:
+    """Every migration of a module, oldest first."""
+    return [*_script(module).walk_revisions()][::-1]
 
 
 async def histories(database: Database, modules: Sequence[Module]) -> list[History]:
     """Where each module with tables is; changes nothing."""
+    path = database.sqlite_path
+    if path is not None and not path.exists():
+        # To look into it would make it.
+        return [History(m, None, _head(m)) for m in modules if m.has_tables]
     async with database.probing() as connection:
         return await _histories(connection, modules)
 
@@ -238,13 +367,8 @@ async def _run(
     """One module's step, whole or not at all."""
 
     def run(sync: Connection) -> None:
-        try:
+        with _named(module):
             step(alembic_config(module, modules, sync), revision)
-        except CommandError as exc:
-            raise StartRefused(f"{module.name}: {exc}") from exc
-        except DBAPIError as exc:
-            problem = f"the migration failed: {_first_line(exc)}"
-            raise StartRefused(f"{module.name}: {problem}") from exc
         if sync.dialect.name == "sqlite":
             _refuse_orphans(sync, module)
 
@@ -254,6 +378,18 @@ async def _run(
     except BaseException:
         await connection.rollback()
         raise
+
+
+@contextmanager
+def _named(module: Module) -> Iterator[None]:
+    """Raise StartRefused, naming the module, for what a migration of it raises."""
+    try:
+        yield
+    except CommandError as exc:
+        raise StartRefused(f"{module.name}: {exc}") from exc
+    except DBAPIError as exc:
+        problem = f"the migration failed: {_first_line(exc)}"
+        raise StartRefused(f"{module.name}: {problem}") from exc
 
 
 def _first_line(exc: DBAPIError) -> str:

@@ -229,6 +229,12 @@ class Settings:
         url = self.section(DatabaseSettings).url.get_secret_value()
         return url.startswith("sqlite")
 
+    @property
+    def migrates_on_start(self) -> bool:
+        """Whether a server brings the database up to date before it serves."""
+        configured = self.section(DatabaseSettings).migrate_on_start
+        return self.is_sqlite if configured is None else configured
+
     def is_known(self, *path: str) -> bool:
         """Whether neither the value at `path` nor anything below was found wrong."""
         return not any(

@@ -325,11 +325,13 @@ def test_migrations_go_forth_and_back_by_command(config: Path) -> None:
 
     assert migrate() == "migrated: users, auth, questions\n"
     assert migrate() == "nothing to migrate\n"
-    assert migrate("down", "questions") == "questions is at base\n"
+    down = migrate("down", "questions", "--to", "base", "--yes")
+    assert down.endswith("\nquestions is at base\n")
     assert migrate() == "migrated: questions\n"
-    refused = vopros("--config", config, "migrate", "down", "users")
+    back = ("--to", "base", "--yes")
+    refused = vopros("--config", config, "migrate", "down", "users", *back)
     assert_refused(refused, "requires 'users' and is applied")
-    refused = vopros("--config", config, "migrate", "down", "nosuch")
+    refused = vopros("--config", config, "migrate", "down", "nosuch", *back)
     assert_refused(refused, "there is no module 'nosuch' with tables")
     refused = vopros("--config", config, "revision", "nosuch", "Something")
     assert_refused(refused, "there is no module 'nosuch' with tables")
@@ -357,7 +359,8 @@ async def test_neither_migrating_nor_accounts_need_a_model_that_can_be_asked(
     env = {"VOPROS_AUTH__SECRET": SECRET}
     made = vopros(*create, stdin=f"{PASSWORD}\n", env=env)
     assert made.stdout.startswith("created administrator ada"), made.stderr
-    down = vopros("--config", file, "migrate", "down", "questions")
+    back = ("migrate", "down", "questions", "--to", "base", "--yes")
+    down = vopros("--config", file, *back)
     assert down.returncode == 0, down.stderr
 
 

@@ -507,7 +507,8 @@ async def test_a_written_revision_works(
     second = Path(await run("revision", "notes", "Nothing new"))
     assert second.name == "0002_nothing_new.py"
     assert "op." not in second.read_text()
-    assert await run("migrate", "down", "notes") == "notes is at base"
+    down = await run("migrate", "down", "notes", "--to", "base", "--yes")
+    assert down.splitlines()[-1] == "notes is at base"
 
 
 async def test_no_revision_is_written_on_a_database_that_is_behind(
