@@ -1,6 +1,5 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
-import argparse
 import asyncio
 import importlib
 import os
@@ -15,6 +14,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -91,13 +91,32 @@ app.add_typer(config, name="config")
 app.add_typer(migrate, name="migrate")
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"vopros {version('vopros')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     context: typer.Context,
     file: Annotated[
         Path | None,
-        typer.Option("--config", help="The configuration file.", metavar="PATH"),
+        typer.Option(
+            "--config",
+            help="The configuration file; also accepted after the command.",
+            metavar="PATH",
+        ),
     ] = None,
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and exit.",
+            callback=_show_version,
+            is_eager=True,
+        ),
+    ] = False,
 ) -> None:
     """A self-hosted question-answering API."""
     context.obj = Invocation(file)
@@ -387,26 +406,48 @@ def plugins() -> None:
 
 def main() -> None:
     """Run the command line, with the commands that enabled modules bring."""
-    for module in _enabled_modules():
+    files, arguments = _without_config(sys.argv[1:])
+    if len(files) > 1:
+        typer.echo("vopros: --config is given more than once", err=True)
+        sys.exit(2)
+    for module in _enabled_modules(Path(files[0]) if files else None):
         if module.commands is not None:
             try:
                 app.add_typer(importlib.import_module(module.commands).commands)
             except Exception as exc:
                 why = f"cannot be loaded: {type(exc).__name__}"
                 typer.echo(f"vopros: {module.commands} {why}", err=True)
-    app()
+    app([*(f"--config={file}" for file in files), *arguments])
 
 
-def _enabled_modules() -> "tuple[Module, ...]":
+def _without_config(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take `--config PATH` and `--config=PATH` out of a command line, wherever.
+
+    Typer accepts an option of the program before the command only. What follows `--`
+    is left alone, and so is `--config` without a value, for Typer to complain of.
+    """
+    files: list[str] = []
+    others: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--":
+            return files, [*others, argument, *rest]
+        if argument == "--config" and rest:
+            files.append(rest.pop(0))
+        elif argument.startswith("--config="):
+            files.append(argument.removeprefix("--config="))
+        else:
+            others.append(argument)
+    return files, others
+
+
+def _enabled_modules(file: Path | None) -> "tuple[Module, ...]":
     """What the configuration enables; others' code must not run unless it does."""
     from core.layers import read_layers
     from core.module import in_tree_names, load_modules
     from core.settings import enabled_modules
 
-    # Before Typer reads the line: the commands it may hold depend on this option.
-    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    options.add_argument("--config", type=Path, nargs="?")
-    file = options.parse_known_args()[0].config
     try:
         return enabled_modules(read_layers(file, os.environ))
     except StartRefused:
