@@ -11,6 +11,7 @@ import os
 import random
 import re
 import sqlite3
+import ssl
 import time
 from collections.abc import (
     AsyncIterator,
@@ -63,6 +64,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from core.errors import DomainError, StartRefused, Unavailable
 from core.module import ROOT
+from core.postgres_url import UnsupportedParameter, connect_arguments
 from core.settings import DatabaseSettings
 
 T = TypeVar("T")
@@ -522,7 +524,13 @@ class Database:
     def _hopeless(self, exc: Unavailable) -> str | None:
         """Why trying again is in vain; None when it may help."""
         if self.dialect != "sqlite":
-            return _HOPELESS.get(_sqlstate(exc.__cause__))
+            cause = exc.__cause__
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                return f"the database's certificate: {cause.verify_message}"
+            # asyncpg has no class of its own for it.
+            if isinstance(cause, ConnectionError) and "SSL" in str(cause):
+                return "the database does not accept TLS, which sslmode asks for"
+            return _HOPELESS.get(_sqlstate(cause))
         if isinstance(exc, Busy):
             return None
         return f"{self.sqlite_path}: {getattr(exc.__cause__, 'orig', exc)}"
@@ -576,9 +584,15 @@ def database_url(settings: DatabaseSettings) -> URL:
     A relative path of SQLite's begins at the project's root, wherever a command is
     typed: it must always be the same database.
     """
+    written = settings.url.get_secret_value()
+    # What is before the last one would be taken for the name of a host, and be shown.
+    ahead = written.partition("?")[0]
+    if ahead.count("@") > 1 and not ahead.startswith("sqlite"):
+        problem = "a password's @ must be written %40, or be in password_file"
+        raise StartRefused(f"[database] url: {problem}")
     try:
-        url = make_url(settings.url.get_secret_value())
-    except ArgumentError:
+        url = make_url(re.sub("^postgres(?=[:+])", "postgresql", written))
+    except (ArgumentError, ValueError):
         raise StartRefused("[database] url: this is not a database URL") from None
     drivers = {"postgresql": "asyncpg", "sqlite": "aiosqlite"}
     backend, _, driver = url.drivername.partition("+")
@@ -592,6 +606,11 @@ def database_url(settings: DatabaseSettings) -> URL:
         url = url.set(password=settings.password.get_secret_value())
     if backend == "sqlite":
         url = url.set(database=str(ROOT / path))
+    else:
+        try:
+            connect_arguments(url)
+        except UnsupportedParameter as exc:
+            raise StartRefused(f"[database] url: {exc}") from None
     return url.set(drivername=f"{backend}+{drivers[backend]}")
 
 
@@ -649,6 +668,7 @@ def _postgresql_engine(
         limits["statement_timeout"] = f"{int(command_seconds * 1000)}ms"
     if not is_patient:
         limits |= PLANNING
+    url, given = connect_arguments(url)
     engine = create_async_engine(
         url,
         pool_size=pool_size,
@@ -661,7 +681,8 @@ def _postgresql_engine(
         connect_args={
             "timeout": settings.connect_seconds,
             "command_timeout": command_seconds,
-            "server_settings": limits,
+            **given,
+            "server_settings": limits | given["server_settings"],
         },
     )
     _check_before_use(engine)

@@ -47,8 +47,11 @@ def binaries() -> Path:
 class Postgres:
     """One server with a data folder and a port of its own."""
 
-    def __init__(self, *, durable: bool = False) -> None:
-        """`durable` as PostgreSQL is by itself; tests have no crash to survive."""
+    def __init__(self, *, durable: bool = False, identity: Path | None = None) -> None:
+        """`durable` as PostgreSQL is by itself; tests have no crash to survive.
+
+        `identity` is a folder with leaf.pem and leaf.key: the server then speaks TLS.
+        """
         _end_orphans()
         self._options = _OPTIONS if durable else _OPTIONS + _FORGETFUL
         self._bin = binaries()
@@ -58,9 +61,21 @@ class Postgres:
         self._account = _unprivileged()
         if self._account is not None:
             os.chown(self._folder, self._account.pw_uid, self._account.pw_gid)
+        if identity is not None:
+            self._options += self._tls_options(identity)
         atexit.register(self.stop)
         self._run("initdb", "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync")
         self.start()
+
+    def _tls_options(self, identity: Path) -> str:
+        for name in ("leaf.pem", "leaf.key"):
+            own = self._folder / name
+            shutil.copy(identity / name, own)
+            own.chmod(0o600)
+            if self._account is not None:
+                os.chown(own, self._account.pw_uid, self._account.pw_gid)
+        files = f"-c ssl_cert_file={self._folder}/leaf.pem"
+        return f" -c ssl=on {files} -c ssl_key_file={self._folder}/leaf.key"
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
