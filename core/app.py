@@ -12,6 +12,7 @@ from typing import Any, cast
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import iter_route_contexts
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, ExceptionHandler
 
@@ -40,6 +41,13 @@ from core.watchdog import watched_loop
 
 log = logging.getLogger(__name__)
 
+_CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+# What of a response a page elsewhere may read, besides its body.
+_CORS_EXPOSED = (
+    *("Allow", "Content-Disposition", "Idempotency-Replayed", "Location"),
+    *("RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate"),
+    "X-Request-ID",
+)
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -182,6 +190,15 @@ def _add_steps(app: FastAPI, settings: Settings) -> None:
         longest_headers_bytes=server.longest_headers_bytes,
     )
     steps = RequestStep(steps)
+    if server.cors_origins:
+        # Around everything: without its headers a browser hides even a 500.
+        steps = CORSMiddleware(
+            steps,
+            allow_origins=server.cors_origins,
+            allow_methods=_CORS_METHODS,
+            allow_headers=("*",),
+            expose_headers=_CORS_EXPOSED,
+        )
     if server.root_path:
         steps = RootPath(steps, root_path=server.root_path)
     # In the place of the framework's own: that has something around everything for

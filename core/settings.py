@@ -52,6 +52,8 @@ _SUSPECT = re.compile(
     r"key|secret|token(?!s|_seconds)|password|authorization|header|query|proxy",
     re.IGNORECASE,
 )
+_ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+_DEFAULT_PORTS = (("http", ":80"), ("https", ":443"))
 _WEB_ADDRESS = r"^(https?://[^\s/?#]+(/[^\s?#]*[^\s?#/])?)?$"
 _HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
 _MASK = "**********"
@@ -75,6 +77,8 @@ class ServerSettings(Section):
     else any."""
     trusted_proxies: Words = ()
     """Addresses and networks whose X-Forwarded-For is believed."""
+    cors_origins: Words = ()
+    """Origins, as https://app.example, whose pages may call the API from a browser."""
     longest_body_bytes: int = Field(65_536, gt=0)
     """A longer request body is refused with 413."""
     longest_headers_bytes: int = Field(32_768, gt=0)
@@ -90,6 +94,19 @@ class ServerSettings(Section):
         if not _HOST_NAME.fullmatch(host) and not _is_address(host):
             raise ValueError("must be an address or the name of a host")
         return host
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        # Browsers send exactly this: small letters, and no port that is the default.
+        for origin in origins:
+            found = _ORIGIN.fullmatch(origin)
+            if not found or (found[1], found[3]) in _DEFAULT_PORTS:
+                raise ValueError(
+                    "must be origins as a browser sends them: https://app.example or"
+                    " http://localhost:3000, small letters, nothing behind the port"
+                )
+        return origins
 
     @field_validator("trusted_proxies")
     @classmethod
