@@ -63,12 +63,18 @@ class RawSettings:
     origins: dict[Keys, str] = field(default_factory=dict)
     layers: dict[Keys, int] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: dict[Keys, str] = field(default_factory=dict)
+    """Where a table of the file begins."""
+    findings: list[Finding] = field(default_factory=list)
+    """What could not be laid over the rest."""
 
     def origin(self, *path: str) -> str:
         """Where the value at `path` came from; the file for what nobody set."""
         for end in range(len(path), 0, -1):
             if found := self.set_by(*path[:end]):
                 return found
+        if path in self.headers:
+            return self.headers[path]
         # A table comes from the lowest layer that has any of its keys.
         below = [keys for keys in self.origins if keys[: len(path)] == path]
         lowest = min(below, key=self.layers.__getitem__, default=())
@@ -96,27 +102,118 @@ def read_layers(
     """
     path = file or Path(environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
     raw = RawSettings(file=_short(path), environ=dict(environ))
-    for keys, value in leaves(_read_toml(path)):
-        _lay(raw, keys, value, raw.file, layer=0)
+    written = _read_text(path)
+    lines, headers = _line_numbers(written)
+    raw.headers.update((k, f"{raw.file}:{line}") for k, line in headers.items())
+    for keys, value in leaves(_parse_toml(path, written)):
+        origin = f"{raw.file}:{lines[keys]}" if keys in lines else raw.file
+        _lay(raw, keys, value, origin, layer=0)
     for name in sorted(environ):
         if name.startswith(ENV_PREFIX) and name not in _NO_SETTINGS:
             keys = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
-            _lay(raw, keys, environ[name], f"environment {name}", layer=1)
+            if found := _other_case(raw, keys, name):
+                raw.findings.append(found)
+                continue
+            # A line's end comes along when a file was read into the variable.
+            value = environ[name].rstrip("\r\n")
+            _lay(raw, keys, value, f"environment {name}", layer=1)
     for keys, value in (overrides or {}).items():
         _lay(raw, keys, value, "command line", layer=2)
     return raw
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _other_case(raw: RawSettings, keys: Keys, variable: str) -> Finding | None:
+    """Report a variable that would make a second table beside one of the file.
+
+    The environment is read in small letters; names of tables are not.
+    """
+    table: Any = raw.tables
+    for depth, key in enumerate(keys[:-1]):
+        if not isinstance(table, dict):
+            return None
+        if key not in table:
+            for other in table:
+                if other.lower() == key:
+                    above = ".".join((*keys[:depth], other))
+                    problem = (
+                        f"differs from [{above}] by letter case only, and a variable"
+                        " can set tables with small letters: rename that table"
+                    )
+                    place = ".".join(keys[:-1])
+                    return Finding(f"environment {variable}", place, "", problem)
+            return None
+        table = table[key]
+    return None
+
+
+def read_secret(path: Path) -> str:
+    """Return the text of a file that holds one secret, without its last line's end.
+
+    A byte order mark is no part of it. Raises OSError or UnicodeDecodeError.
+    """
+    return path.read_text(encoding="utf-8-sig").rstrip("\r\n")
+
+
+def _read_text(path: Path) -> str:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        written = path.read_bytes()
     except OSError as exc:
         raise StartRefused(f"{_short(path)}: {exc.strerror}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        # The decoder's words may quote the line, and the line may hold a secret.
-        place = re.search(r"\(at [^()]*\)$", str(exc))
-        where = f" {place[0]}" if place else ""
-        raise StartRefused(f"{_short(path)}: not valid TOML{where}") from None
+    try:
+        # Some editors begin with a byte order mark, and end lines with CRLF.
+        return written.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as exc:
+        line = written[: exc.start].count(b"\n") + 1
+        problem = f"not valid TOML (at line {line}): not UTF-8"
+        raise StartRefused(f"{_short(path)}: {problem}") from None
+
+
+def _parse_toml(path: Path, written: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(written)
+    except tomllib.TOMLDecodeError as exc:
+        reason, at, place = str(exc).rpartition(" (at ")
+        problem = f"not valid TOML{at}{place}{_reason(reason)}"
+        raise StartRefused(f"{_short(path)}: {problem}") from None
+
+
+def _reason(words: str) -> str:
+    """The decoder's words, as far as they repeat no more than a character of the file.
+
+    What stands in the wrong place may be a secret.
+    """
+    told = re.sub(r"'\\?[^']{1,2}'", "", words)
+    if words.startswith("Cannot declare"):
+        return ": a table is declared twice"
+    if "'" in told or '"' in told or words.startswith(("Cannot", "Duplicate")):
+        return ": a key is given twice" if "key" in words or "value" in words else ""
+    return f": {words[:1].lower()}{words[1:]}"
+
+
+def _line_numbers(written: str) -> tuple[dict[Keys, int], dict[Keys, int]]:
+    """The lines of keys and of table headers, statement by statement.
+
+    tomllib tells none. A statement ends with the first line that makes it complete.
+    """
+    keys: dict[Keys, int] = {}
+    headers: dict[Keys, int] = {}
+    table: Keys = ()
+    first, statement = 1, ""
+    for number, line in enumerate(written.split("\n"), 1):
+        statement = f"{statement}\n{line}" if statement else line
+        try:
+            found = tomllib.loads(statement)
+        except tomllib.TOMLDecodeError:
+            continue
+        if statement.lstrip().startswith("["):
+            ((table, begun),) = leaves(found)
+            # A list of tables is a value, which begins with its first header.
+            (keys if begun else headers).setdefault(table, first)
+        else:
+            for path, _ in leaves(found, table):
+                keys.setdefault(path, first)
+        first, statement = number + 1, ""
+    return keys, headers
 
 
 def _short(path: Path) -> str:

@@ -155,6 +155,10 @@ def _problem_schemas() -> dict[str, Any]:
 def _describe_success(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
     """Say what comes back, where the framework says "Successful Response"."""
     for status, response in operation["responses"].items():
+        for media in response.get("content", {}).values():
+            # FastAPI adds `type: string` to whatever is no JSON, a union too.
+            if "anyOf" in media.get("schema", {}):
+                media["schema"].pop("type", None)
         if response["description"] == "Successful Response":
             media = response.get("content", {}).get("application/json", {})
             name = media.get("schema", {}).get("$ref", "").rpartition("/")[2]

@@ -313,6 +313,7 @@ def load_settings(
     """
     raw = read_layers(file, os.environ if environ is None else environ, overrides)
     reader = _Reader(raw)
+    reader.findings += raw.findings
     reader.read(CORE_SECTIONS)
     modules = reader.load_modules()
     for module in modules:

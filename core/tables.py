@@ -29,7 +29,7 @@ from pydantic import (
     ValidationError,
 )
 
-from core.layers import Finding, Keys, RawSettings, closest, nearest
+from core.layers import Finding, Keys, RawSettings, closest, nearest, read_secret
 
 if TYPE_CHECKING:
     from core.settings import Settings
@@ -229,13 +229,13 @@ def _read_secret_files(
             unread.add(name)
             continue
         try:
-            secret = Path(str(resolved[key])).read_text(encoding="utf-8")
+            secret = read_secret(Path(str(resolved[key])))
         except (OSError, UnicodeDecodeError):
             problem = "this file cannot be read"
             findings.append(Finding(*place, problem))
             unread.add(name)
         else:
-            secrets[name] = secret.rstrip("\r\n")
+            secrets[name] = secret
     return table, secrets
 
 
@@ -340,10 +340,11 @@ def _variable(environ: Mapping[str, str], name: str) -> str:
 
     Raises OSError or UnicodeDecodeError when that file cannot be read.
     """
-    if value := environ.get(name, ""):
+    # A line's end comes along when a file was read into the variable.
+    if value := environ.get(name, "").rstrip("\r\n"):
         return value
     if file := environ.get(f"{name}_FILE", ""):
-        return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+        return read_secret(Path(file))
     return ""
 
 

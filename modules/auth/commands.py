@@ -145,7 +145,7 @@ def _read_password(file: Path | None) -> str:
         return prompted
     try:
         given = sys.stdin.buffer.readline() if file is None else file.read_bytes()
-        return given.decode().rstrip("\r\n")
+        return given.decode("utf-8-sig").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as exc:
         place = file or "standard input"
         raise StartRefused(f"{place}: the password cannot be read") from exc

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from core.db import database_url, sqlite_file
 from core.errors import StartRefused
-from core.layers import Finding
+from core.layers import Finding, read_secret
 from core.secret_file import SECRET_BYTES, make_secret_file
 from core.settings import DatabaseSettings, Settings
 from modules.auth.settings import AuthSettings, SigningKey
@@ -110,7 +110,7 @@ def _kept_secret(settings: Settings) -> str:
     if make_secret_file(path):
         log.info("auth.secret_made", extra={"path": str(path)})
     try:
-        secret = path.read_text(encoding="ascii").strip()
+        secret = read_secret(path).strip()
         mode = stat.S_IMODE(path.stat().st_mode)
     except (OSError, UnicodeDecodeError) as exc:
         raise StartRefused(f"{path}: the signing secret cannot be read") from exc

@@ -1,7 +1,7 @@
 """What the routes of questions take and give."""
 
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, TypeAdapter
 
@@ -110,6 +110,13 @@ class StreamEvent(RootModel[QuestionRead | Problem | StreamDelta | StreamMeta]):
     """Data of one server-sent event: of `done`, `error`, `delta` or `meta`."""
 
 
+class StreamFrame(BaseModel):
+    """One server-sent event as it is on the wire; `data` is a StreamEvent in JSON."""
+
+    event: Literal["meta", "delta", "done", "error"] = Field(examples=["delta"])
+    data: str = Field(examples=['{"text": "The capital of France"}'])
+
+
 class LimitRead(BaseModel):
     """One limit, and what is left of it."""
 
@@ -186,8 +193,9 @@ data: {"id": 42, "status": "answered", "answer": "The capital of France is Paris
 """
 STREAM_RESPONSE: _Responses = {
     200: {
-        # Clients that know the media type get events, any other reads it as text.
-        "model": StreamEvent | str,
+        # OpenAPI 3.1 leaves open what the schema of a stream describes. Generators take
+        # it for the data of an event, test tools for an event, the rest for the text.
+        "model": StreamEvent | StreamFrame | str,
         "description": "Events `meta`, `delta` (any number), and `done` or `error`.",
         "headers": _REPLAYED,
         "content": {"text/event-stream": {"example": _STREAM}},

@@ -168,7 +168,6 @@ def test_the_server_says_where_swagger_is_and_who_answers_and_why(
         assert "swagger" in page.text
         # Why it is this provider is not everybody's business.
         ready = httpx.get(f"{server.url}/health/ready")
-        assert ready.json() == {"status": "ready"}
         for answer in (page, ready, httpx.get(f"{server.url}/openapi.json")):
             assert "OPENAI_API_KEY" not in answer.text
     assert "provider: echo (a demonstration" in server.log

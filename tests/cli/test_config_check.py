@@ -41,8 +41,9 @@ def findings(file: Path, **env: str) -> list[str]:
     assert done.returncode == 78, done.stdout
     assert KEY not in done.stdout + done.stderr
     lines = done.stderr.splitlines()
-    assert all(line.startswith(f"vopros: {file}: ") for line in lines), lines
-    return [line.removeprefix(f"vopros: {file}: ") for line in lines]
+    place = re.compile(rf"vopros: {re.escape(str(file))}:\d+: ")
+    assert all(map(place.match, lines)), lines
+    return [place.sub("", line) for line in lines]
 
 
 # Tables that nobody uses.
@@ -123,7 +124,7 @@ def test_a_variable_that_only_an_unused_table_needs_is_a_note(file: Path) -> Non
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         f"{file}: nothing wrong",
-        f"note: {file}: [providers.spare]: not usable yet: the variable SPARE_KEY is"
+        f"note: {file}:9: [providers.spare]: not usable yet: the variable SPARE_KEY is"
         " not set",
     ]
     assert check(file, SPARE_KEY=KEY).stdout == f"{file}: nothing wrong\n"
@@ -143,7 +144,7 @@ def test_a_word_of_auto_that_names_no_table_is_a_note(file: Path) -> None:
     done = check(file)
     assert done.returncode == 0
     told = "[llm] auto: there is no [providers.ehco] (did you mean 'echo'?)"
-    assert f"note: {file}: {told}" in done.stdout
+    assert f"note: {file}:2: {told}" in done.stdout
     file.write_text(auto.replace('auto = ["ehco", "echo"]', ""))
     assert "note" not in check(file).stdout
 

@@ -36,7 +36,8 @@ def shown(file: Path, **env: str) -> dict[str, tuple[str, str]]:
     assert CANARY not in done.stdout + done.stderr
     lines = re.findall(r"^(\S+) = (.*)  # (.*)$", done.stdout, re.MULTILINE)
     assert len(lines) == len(done.stdout.splitlines())
-    return {key: (value, origin) for key, value, origin in lines}
+    origins = {key: re.sub(r"(\.toml):\d+$", r"\1", origin) for key, _, origin in lines}
+    return {key: (value, origins[key]) for key, value, _ in lines}
 
 
 MASK = "**********"

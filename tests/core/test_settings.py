@@ -52,11 +52,12 @@ def load(
 def refusal(
     text: str, tmp_path: Path, env: Mapping[str, str] | None = None
 ) -> list[str]:
-    """The lines that refuse it; none of them shows a value."""
+    """The lines that refuse it, without their numbers; none of them shows a value."""
     with pytest.raises(StartRefused) as raised:
         load(text, tmp_path, env)
     assert CANARY not in str(raised.value)
-    return str(raised.value).replace(f"{tmp_path}/", "").splitlines()
+    told = str(raised.value).replace(f"{tmp_path}/", "")
+    return re.sub(r"^app\.toml:\d+: ", "app.toml: ", told, flags=re.M).splitlines()
 
 
 # Precedence.
@@ -878,6 +879,13 @@ def shown(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
     return {key: (value, origin) for key, value, origin in lines}
 
 
+def line_of(file: Path, start: str) -> str:
+    """The place of a file's line that begins so."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    number = next(n for n, line in enumerate(lines, 1) if line.startswith(start))
+    return f"{file}:{number}"
+
+
 def test_config_show_masks_secrets_and_names_the_source_of_each_value(
     tmp_path: Path,
 ) -> None:
@@ -888,11 +896,12 @@ def test_config_show_masks_secrets_and_names_the_source_of_each_value(
     values = shown(done)
     assert CANARY not in done.stdout + done.stderr
     assert SECRET not in done.stdout
-    source = str(file)
+    source = line_of(file, "system_prompt")
     assert values["llm.system_prompt"] == ('"Be brief."', source)
     assert values["llm.max_tokens"] == ("77", "environment VOPROS_LLM__MAX_TOKENS")
     assert values["server.port"] == ("8000", "default")
     for key in ("auth.secret", "database.url", "database.password"):
+        source = line_of(file, key.partition(".")[2])
         assert values[key] == ("**********", source)
     for key in ("api_key", "proxy", "headers.X-Whatever"):
         assert "**********" in values[f"providers.main.{key}"][0]
@@ -917,7 +926,8 @@ def test_config_check_says_whether_anything_is_wrong(tmp_path: Path) -> None:
     assert fine.stdout == f"{file}: nothing wrong\n"
     file.write_text(f"{ECHO}[server]\nprot = '{CANARY}'\n")
     refused = vopros("--config", file, "config", "check")
-    assert_refused(refused, f"{file}: [server] prot: ", "did you mean 'port'?", code=78)
+    told = (f"{file}:6: [server] prot: ", "did you mean 'port'?")
+    assert_refused(refused, *told, code=78)
     assert CANARY not in refused.stderr
     missing = vopros("--config", tmp_path / "nowhere.toml", "config", "check")
     assert_refused(missing, "nowhere.toml: No such file", code=78)
@@ -955,3 +965,87 @@ def test_a_relative_path_of_sqlite_begins_at_the_root_of_the_project(
     monkeypatch.chdir(tmp_path)
     path = Database(settings.section(DatabaseSettings)).sqlite_path
     assert path == ROOT / "var" / "vopros.db"
+
+
+# Where it is, and how it was written.
+
+WRITTEN = """\
+# A comment.
+[llm]
+provider = "echo"
+
+[providers.echo]
+type = "echo"
+headers = { a = "b" }
+
+[server]
+allowed_hosts = [
+    "a.example",
+]
+prot = 1
+
+[[auth.signing_keys]]
+kid = "a"
+"""
+
+
+def test_each_finding_names_its_line(tmp_path: Path) -> None:
+    with pytest.raises(StartRefused) as refused:
+        load(WRITTEN, tmp_path)
+    lines = str(refused.value).replace(f"{tmp_path}/", "").splitlines()
+    places = {line.split(": ")[0]: line.split(": ", 1)[1] for line in lines}
+    assert places.keys() == {"app.toml:7", "app.toml:13", "app.toml:15"}
+    assert places["app.toml:7"].startswith("[providers.echo] headers: there is no such")
+    assert places["app.toml:13"].startswith("[server] prot: there is no such key")
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("a = 1\nb 2\n", "(at line 2, column 3): expected '=' after a key"),
+        (f"a = {CANARY}\n", "(at line 1, column 5): invalid value"),
+        (f'a = "{CANARY}\n', f"(at line 1, column {len(CANARY) + 6}): illegal char"),
+        ("[a]\nb = 1\n[a]\n", "(at line 3, column 3): a table is declared twice"),
+        (f"a = 1\n{CANARY} = 1\n{CANARY} = 2\n", ": a key is given twice"),
+        ("a = [1,\n", "not valid TOML (at end of document): "),
+    ],
+)
+def test_why_a_file_is_no_toml_is_told_without_its_words(
+    tmp_path: Path, written: str, told: str
+) -> None:
+    (line,) = refusal(written, tmp_path)
+    assert line.startswith("app.toml: not valid TOML (at ")
+    assert told in line
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
+    secret, file = tmp_path / "secret", tmp_path / "app.toml"
+    secret.write_bytes(b"\xef\xbb\xbf" + SECRET.encode() + b"\r\n")
+    text = f'{ECHO}[auth]\nsecret_file = "{secret}"\n[server]\nport = 8123\n'
+    file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    settings = load_settings(file, {})
+    assert settings.section(ServerSettings).port == 8123
+    assert settings.section(AuthSettings).secret == SecretStr(SECRET)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_end_behind_a_key_of_the_environment_is_no_part_of_it(
+    tmp_path: Path, end: str
+) -> None:
+    text = f'{ECHO}[auth]\nsecret = "${{KEY}}"\n'
+    by_reference = load(text, tmp_path, {"KEY": SECRET + end})
+    by_name = load(ECHO, tmp_path, {"VOPROS_AUTH__SECRET": SECRET + end})
+    for settings in (by_reference, by_name):
+        assert settings.section(AuthSettings).secret == SecretStr(SECRET)
+
+
+def test_a_variable_never_makes_a_second_table_beside_one_of_other_letters(
+    tmp_path: Path,
+) -> None:
+    text = '[llm]\nprovider = "My-Echo"\n[providers.My-Echo]\ntype = "echo"\n'
+    name = "VOPROS_PROVIDERS__MY-ECHO__TYPE"
+    (line,) = refusal(text, tmp_path, {name: "openai"})
+    assert line.startswith(f"environment {name}: [providers.my-echo]: differs from ")
+    assert "[providers.My-Echo] by letter case only" in line
+    same = text.replace("My-Echo", "my-echo")
+    assert load(same, tmp_path, {name: "echo"}).section(LlmSettings)
