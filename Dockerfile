@@ -52,6 +52,17 @@ ENV PATH=/opt/vopros/bin:$PATH \
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=5s --start-period=90s \
-    CMD ["python", "-m", "core.probe"]
+# http.client, because urllib would use a proxy that the environment names. The Host header
+# is the first allowed name; if only a configuration file knows it, the server responds with
+# 400, which counts as healthy.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=90s CMD ["python", "-c", "\
+import os, re, sys; \
+from http.client import HTTPConnection; \
+env = os.environ; \
+names = re.findall('[a-zA-Z0-9_.-]+', env.get('VOPROS_SERVER__ALLOWED_HOSTS', '')); \
+host, port = env['VOPROS_SERVER__HOST'], int(env['VOPROS_SERVER__PORT']); \
+server = HTTPConnection(host, port, timeout=4); \
+server.request('GET', '/health/ready', headers={'Host': (names or ['localhost'])[0]}); \
+answer = server.getresponse(); \
+sys.exit(answer.read().decode() if answer.status >= 500 else 0)"]
 CMD ["vopros", "serve"]

@@ -26,16 +26,18 @@ run: $(VENV)/.run $(VENV)/.local ## Install, migrate and serve on 127.0.0.1:8000
 install: $(VENV)/.run ## Install what the service needs
 
 test: $(VENV)/.dev $(VENV)/.local ## Run the tests on SQLite and PostgreSQL
-	@echo "Slow tests and those in a browser are not among these: 'make test-all'."
-	$(BIN)/python -m pytest -m "not slow and not browser" $(PARALLEL)
+	@echo "Without slow tests and those that need a browser or Docker: 'make test-all'."
+	$(BIN)/python -m pytest -m "not slow and not browser and not docker" $(PARALLEL)
 
 test-rest: $(VENV)/.openapi $(VENV)/.local ## Run what `make test` leaves out, Docker included
-	$(BIN)/python -m pytest -m "slow and not browser" $(PARALLEL)
+	$(BIN)/python -m pytest -m "slow and not browser and not docker" $(PARALLEL)
 	$(BIN)/python -m pytest -m browser
+	@$(MAKE) --no-print-directory docker-check
 
 test-all: $(VENV)/.openapi $(VENV)/.local ## Run every test, with coverage
-	$(BIN)/python -m pytest -m "not browser" $(PARALLEL) --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not browser and not docker" $(PARALLEL) --cov --cov-report=term
 	$(BIN)/python -m pytest -m browser
+	@$(MAKE) --no-print-directory docker-check
 
 soak: $(VENV)/.dev ## Run at full length what the tests only begin (half an hour)
 	$(BIN)/python -m pytest -m soak --soak
@@ -59,8 +61,8 @@ revision: $(VENV)/.run ## Write a migration: make revision MODULE=users MESSAGE=
 bench: $(VENV)/.dev ## Measure: see benchmarks/README.md
 	$(BIN)/python -m benchmarks
 
-docker-check: $(VENV)/.dev ## Build and run the image without a Docker engine
-	./tests/docker/check
+docker-check: $(VENV)/.dev ## Build the image and run docker-compose.yml
+	$(BIN)/python -m pytest -m docker tests/docker
 
 lock: $(VENV)/.uv ## Lock the dependencies again, keeping the pins that still fit
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT \

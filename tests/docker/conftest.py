@@ -1,0 +1,21 @@
+"""One engine for all tests that are marked `docker`."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.docker.engine import Engine, NoEngine, running_engine
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    # Whoever ends this means the engine, too: as after Ctrl-C, fixtures clean up.
+    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with running_engine() as found:
+            yield found
+    except NoEngine as cause:
+        pytest.exit(f"docker-check: {cause}", returncode=1)
+    finally:
+        signal.signal(signal.SIGTERM, usual)
