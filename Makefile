@@ -62,7 +62,7 @@ bench: $(VENV)/.dev ## Measure: see benchmarks/README.md
 	$(BIN)/python -m benchmarks
 
 docker-check: $(VENV)/.dev ## Build the image and run docker-compose.yml
-	$(BIN)/python -m pytest -m docker tests/docker
+	$(BIN)/python -m pytest -v -m docker tests/docker
 
 lock: $(VENV)/.uv ## Lock the dependencies again, keeping the pins that still fit
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT \

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,16 @@ from pathlib import Path
 import yaml
 
 from core.module import ROOT
-from tests.docker.stand_in import make_stand_ins
+from tests.docker.stand_in import StandInFailed, make_stand_ins
 
 _START_SECONDS = 60
 # What configures the service or compose; the tests say it themselves.
 _OURS = re.compile(r"VOPROS_|OPENAI_API_KEY$|WITH_LOCAL_MODEL$|COMPOSE_")
 _PROGRAMS = ("docker", "dockerd", "docker-compose", "iptables", "debootstrap")
+# The machine's own engine may be configured there; this one also writes there.
+_HIDE_CONFIGURATION = (
+    'mkdir -p /etc/docker && mount -t tmpfs tmpfs /etc/docker && exec "$0" "$@"'
+)
 
 
 class NoEngine(Exception):
@@ -61,15 +65,18 @@ def base_images() -> tuple[str, str]:
 
 
 @contextmanager
-def running_engine() -> Iterator[Engine]:
-    """Yield an engine that has the base images; raises NoEngine with the cause."""
+def running_engine(say: Callable[[str], None]) -> Iterator[Engine]:
+    """Yield an engine that has the base images, and `say` which it is.
+
+    Raises NoEngine with the cause.
+    """
     environ = {k: v for k, v in os.environ.items() if not _OURS.match(k)}
     yours = Engine(environ)
     if _is_reachable(yours) and _has(yours, base_images()):
-        print("The engine that is running here is used.", flush=True)
+        say("The Docker engine that is running here is used.")
         yield yours
         return
-    with _engine_of_its_own(environ) as engine:
+    with _engine_of_its_own(environ, say) as engine:
         yield engine
 
 
@@ -89,7 +96,9 @@ def _has(engine: Engine, images: tuple[str, ...]) -> bool:
 
 
 @contextmanager
-def _engine_of_its_own(environ: Mapping[str, str]) -> Iterator[Engine]:
+def _engine_of_its_own(
+    environ: Mapping[str, str], say: Callable[[str], None]
+) -> Iterator[Engine]:
     if os.geteuid() != 0:
         raise NoEngine(
             "no Docker engine with the base images can be reached (`docker info`,"
@@ -103,11 +112,16 @@ def _engine_of_its_own(environ: Mapping[str, str]) -> Iterator[Engine]:
         socket = f"unix://{folder}/docker.sock"
         engine = Engine({**environ, "DOCKER_HOST": socket}, build_network="host")
         with _dockerd(engine, folder, socket):
+            say("A Docker engine has been started for these tests only.")
             images = base_images()
             if not _has(engine, images):
-                print("No registry can be reached. A stand-in made of Debian packages")
-                print(f"is used for the images {' and '.join(images)}.", flush=True)
-                make_stand_ins(engine.docker, *images, folder)
+                say("No registry can be reached. Debian packages are made into ...")
+                for image in images:
+                    say(f"... a stand-in for the image {image}")
+                try:
+                    make_stand_ins(engine.docker, *images, folder)
+                except StandInFailed as exc:
+                    raise NoEngine(f"no stand-in can be made: {exc}") from exc
             yield engine
     finally:
         shutil.rmtree(folder)
@@ -120,7 +134,8 @@ def _dockerd(engine: Engine, folder: Path, socket: str) -> Iterator[None]:
         process = subprocess.Popen(
             [
                 # Ends with this process, whatever becomes of it; its mounts with it.
-                *("setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "dockerd"),
+                *("setpriv", "--pdeathsig", "TERM", "unshare", "--mount"),
+                *("sh", "-c", _HIDE_CONFIGURATION, "dockerd"),
                 # The machine's firewall and routes stay as they are: the containers
                 # reach each other, and the host them, without.
                 *("--bridge=none", "--iptables=false", "--ip-forward=false"),

@@ -88,7 +88,7 @@ class Project:
         self.await_health("healthy")
 
     def container(self, service: str) -> str:
-        (found,) = self.compose("ps", "--quiet", service).split()
+        (found,) = self.compose("ps", "--all", "--quiet", service).split()
         return found
 
     def inspect(self, service: str) -> dict[str, Any]:

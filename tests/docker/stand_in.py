@@ -17,10 +17,17 @@ _APT = Path("/etc/apt")
 _PACKAGES = "ca-certificates,python3,python3-venv"
 
 
+class StandInFailed(Exception):
+    """A package could not be had; the message is one line."""
+
+
 def make_stand_ins(
     docker: Callable[..., str], python: str, postgres: str, folder: Path
 ) -> None:
-    """Make both images in the engine that `docker` runs; `folder` is for files."""
+    """Make both images in the engine that `docker` runs; `folder` is for files.
+
+    Raises StandInFailed when Debian's mirror cannot be reached.
+    """
     root = folder / "rootfs"
     sources = next(
         file
@@ -49,14 +56,19 @@ def _mirror(sources: Path) -> str:
 
 
 def _debootstrap(release: str, root: Path, mirror: str) -> None:
-    subprocess.run(
+    done = subprocess.run(
         [
+            # If interrupted, it leaves neither a mount nor a process.
+            *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
             *("debootstrap", "--variant=minbase", f"--include={_PACKAGES}"),
             *(release, root, mirror),
         ],
-        stdout=subprocess.DEVNULL,
-        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
+    if done.returncode:
+        raise StandInFailed(done.stdout.strip().rpartition("\n")[2])
 
 
 def _configure(root: Path, sources: Path) -> None:
