@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
-from fastapi.routing import iter_route_contexts
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, ExceptionHandler
@@ -28,7 +27,7 @@ from core.migrate import is_behind, load_models, upgrade
 from core.module import Module, ModuleContext
 from core.resources import MethodGuard, Resources, by_specificity
 from core.schema_check import SchemaCheck
-from core.security import Authenticator, current_user, depends_on
+from core.security import Authenticator, first_protected
 from core.services import Services
 from core.settings import (
     DatabaseSettings,
@@ -36,6 +35,7 @@ from core.settings import (
     ServerSettings,
     Settings,
     is_loopback,
+    unguarded,
 )
 from core.watchdog import watched_loop
 
@@ -210,11 +210,5 @@ def _add_steps(app: FastAPI, settings: Settings) -> None:
 
 def _refuse_unguarded(app: FastAPI, services: Services) -> None:
     """Protected routes need someone who can tell callers apart."""
-    if Authenticator in services:
-        return
-    for found in iter_route_contexts(app.routes):
-        if depends_on(found, current_user):
-            raise StartRefused(
-                f"{found.path} is for known callers only, but no enabled module "
-                "can authenticate them"
-            )
+    if Authenticator not in services and (path := first_protected(app.routes)):
+        raise StartRefused(unguarded(path))

@@ -90,6 +90,8 @@ class Module:
     migrations: Path | None = None
     """Its migrations, when not in `migrations/<name>`."""
     lifespan: Callable[[ModuleContext], AbstractAsyncContextManager[None]] | None = None
+    authenticates: bool = False
+    """Its lifespan offers an `Authenticator`: `config check` relies on it."""
     personal_data: Mapping[str, PersonalData] = field(default_factory=dict)
     """What people get when they export their data, by its name in the file."""
 

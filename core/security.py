@@ -13,9 +13,10 @@ from uuid import UUID
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.openapi.models import OAuthFlowPassword, OAuthFlows
-from fastapi.routing import RouteContext
+from fastapi.routing import RouteContext, iter_route_contexts
 from fastapi.security import OAuth2
 from starlette.requests import HTTPConnection
+from starlette.routing import BaseRoute
 
 from core.errors import Forbidden, Unauthenticated, Unavailable
 from core.services import Services
@@ -136,6 +137,14 @@ def depends_on(route: RouteContext, dependency: object) -> bool:
             return True
         waiting += below.dependencies
     return False
+
+
+def first_protected(routes: Iterable[BaseRoute]) -> str | None:
+    """Return the path of a route that is for known callers only, None without one."""
+    for route in iter_route_contexts(list(routes)):
+        if depends_on(route, current_user):
+            return route.path
+    return None
 
 
 CurrentUser = Annotated[Principal, Depends(current_user)]

@@ -4,6 +4,7 @@ Every table belongs to whoever reads it: the kernel's are below, a module brings
 own. `layers` reads them all, `tables` checks each.
 """
 
+import importlib
 import json
 import os
 import re
@@ -273,6 +274,25 @@ class Settings:
             if module.inspect is not None:
                 yield from module.inspect(self)
 
+    def unguarded_findings(self) -> Iterator[Finding]:
+        """Routes for known callers, where no enabled module can tell who is calling.
+
+        A module from outside of the tree may be able to without saying so.
+        """
+        in_tree = in_tree_names()
+        for module in self.modules:
+            if module.authenticates or module.name not in (*in_tree, "providers"):
+                return
+        from core.security import first_protected
+
+        for module in self.modules:
+            if module.router is not None:
+                router = importlib.import_module(module.router).router
+                if path := first_protected(router.routes):
+                    origin = self.raw.origin("modules", "enabled")
+                    yield Finding(origin, "modules", "enabled", unguarded(path))
+                    return
+
     def _database_findings(self) -> Iterator[Finding]:
         from core.db import database_url
 
@@ -323,6 +343,8 @@ def load_settings(
     unread = frozenset(reader.unread)
     settings = Settings(raw, reader.sections, modules, unread)
     found = [*settings.findings(modules if opening is None else load_modules(opening))]
+    if opening is None and reader.knows_modules:
+        found += settings.unguarded_findings()
     if thorough:
         found += (remark for remark in settings.remarks() if not remark.is_unset)
     # Of what is not known nothing more can be said.
@@ -390,6 +412,14 @@ def _unknown_tables(raw: RawSettings, modules: Iterable[Module]) -> Iterator[Fin
             if origin.startswith("environment ") and "_" in name:
                 hint = "two underscores stand between a table and its key"
             yield Finding(origin, name, "", "there is no such table", hint)
+
+
+def unguarded(path: str) -> str:
+    """What is wrong when nobody can be let in to the route `path`."""
+    return (
+        f"{path} is for known callers only, but no enabled module can authenticate"
+        " them: enable `auth`"
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -57,6 +57,11 @@ _NO_HEADERS: Mapping[str, str] = {}
 _LONGEST_BODY = 1024 * 1024
 _AT_ONCE_SECONDS = 1.0
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+# What people copy along from the examples of an API.
+_OPERATIONS = (
+    *("/chat/completions", "/completions", "/messages", "/responses", "/embeddings"),
+    "/models",
+)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]+", re.ASCII)
 # What says where a request ends, and how its answer may be packed, is not to be set.
@@ -96,7 +101,11 @@ class HttpOptions(ProviderOptions):
     @field_validator("base_url")
     @classmethod
     def _check_base_url(cls, base_url: str) -> str:
-        return checked_address(base_url)
+        path = urlsplit(checked_address(base_url)).path.rstrip("/").lower()
+        for ending in _OPERATIONS:
+            if path.endswith(ending):
+                raise ValueError(f"must not end in {ending}, which is added to it")
+        return base_url
 
     @field_validator("headers")
     @classmethod

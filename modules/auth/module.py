@@ -94,5 +94,6 @@ MODULE = Module(
     sections={"auth": AuthSettings},
     check=check,
     lifespan=lifespan,
+    authenticates=True,
     personal_data={"sessions": every_session},
 )

@@ -1049,3 +1049,40 @@ def test_a_variable_never_makes_a_second_table_beside_one_of_other_letters(
     assert "[providers.My-Echo] by letter case only" in line
     same = text.replace("My-Echo", "my-echo")
     assert load(same, tmp_path, {name: "echo"}).section(LlmSettings)
+
+
+def test_modules_that_nobody_can_be_let_in_to_are_found_by_the_check(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "app.toml"
+    file.write_text(f'{ECHO}[modules]\nenabled = ["users"]\n')
+    told = "[modules] enabled: /users/me is for known callers only"
+    for command in (("config", "check"), ("serve", "--port", "0")):
+        refused = vopros("--config", file, *command)
+        assert_refused(refused, f"{file}:6: {told}", "enable `auth`", code=78)
+    migrated = f"sqlite+aiosqlite:///{tmp_path}/v.db"
+    env = {"VOPROS_DATABASE__URL": migrated}
+    done = vopros("--config", file, "migrate", env=env)
+    assert done.stdout == "migrated: users\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("provider", "ending"),
+    [
+        ("openai", "/chat/completions"),
+        ("openai", "/completions"),
+        ("openai", "/Chat/Completions/"),
+        ("openai", "/models"),
+        ("anthropic", "/messages"),
+    ],
+)
+def test_an_address_ends_before_the_operation(
+    tmp_path: Path, provider: str, ending: str
+) -> None:
+    (line,) = refusal(
+        f'[llm]\nprovider = "main"\n[providers.main]\ntype = "{provider}"\n'
+        f'base_url = "https://api.example/v1{ending}"\nmodel = "m"\napi_key = "k"\n',
+        tmp_path,
+    )
+    assert line.startswith("app.toml: [providers.main] base_url: must not end in /")
+    assert "added to it" in line
