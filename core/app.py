@@ -1,6 +1,5 @@
 """Assembly: `create_app` builds everything from settings, with no globals."""
 
-import importlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -24,7 +23,13 @@ from core.health import Health
 from core.http import HeaderGuard, RequestStep, RootPath
 from core.lock import server_lock
 from core.migrate import is_behind, load_models, upgrade
-from core.module import Module, ModuleContext
+from core.module import (
+    Module,
+    ModuleContext,
+    describe_module,
+    import_part,
+    refuse_failure,
+)
 from core.resources import MethodGuard, Resources, by_specificity
 from core.schema_check import SchemaCheck
 from core.security import Authenticator, first_protected
@@ -125,7 +130,9 @@ async def opened(
                     await stack.enter_async_context(watched_loop())
                 for module in modules:
                     if module.lifespan is not None:
-                        await stack.enter_async_context(module.lifespan(context))
+                        with refuse_failure(describe_module(module.name), "opened"):
+                            opening = module.lifespan(context)
+                            await stack.enter_async_context(opening)
                 yield context
         finally:
             await database.close()
@@ -150,7 +157,7 @@ def _mount(app: FastAPI, modules: Sequence[Module]) -> None:
     for module in modules:
         if module.router is None:
             continue
-        found = importlib.import_module(module.router)
+        found = import_part(module, module.router, "router")
         # As they are: an included router is one more to be matched for every request.
         app.router.routes.extend(found.router.routes)
         tags += [openapi.tag_of(found, str(tag)) for tag in found.router.tags]

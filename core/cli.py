@@ -1,7 +1,6 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
 import asyncio
-import importlib
 import os
 import sys
 from collections.abc import (
@@ -12,7 +11,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -410,13 +409,15 @@ def main() -> None:
     if len(files) > 1:
         typer.echo("vopros: --config is given more than once", err=True)
         sys.exit(2)
+    from core.module import import_part
+
     for module in _enabled_modules(Path(files[0]) if files else None):
         if module.commands is not None:
             try:
-                app.add_typer(importlib.import_module(module.commands).commands)
-            except Exception as exc:
-                why = f"cannot be loaded: {type(exc).__name__}"
-                typer.echo(f"vopros: {module.commands} {why}", err=True)
+                part = import_part(module, module.commands, "commands")
+                app.add_typer(part.commands)
+            except StartRefused as exc:
+                typer.echo(f"vopros: {exc}", err=True)
     app([*(f"--config={file}" for file in files), *arguments])
 
 
@@ -448,8 +449,9 @@ def _enabled_modules(file: Path | None) -> "tuple[Module, ...]":
     from core.module import in_tree_names, load_modules
     from core.settings import enabled_modules
 
-    try:
+    # Whichever command needs the configuration says what is wrong with it.
+    with suppress(StartRefused):
         return enabled_modules(read_layers(file, os.environ))
-    except StartRefused:
-        # Whichever command needs the configuration says what is wrong with it.
+    with suppress(StartRefused):
         return load_modules(in_tree_names())
+    return ()

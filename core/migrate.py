@@ -5,7 +5,6 @@ back for one module took the others' tables along.
 """
 
 import asyncio
-import importlib
 import re
 from argparse import Namespace
 from collections.abc import (
@@ -32,7 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from core.db import Database
 from core.errors import StartRefused
 from core.locks import MIGRATION
-from core.module import ROOT, Module, known_modules
+from core.module import ROOT, Module, import_part, known_modules
 
 _FOLDER = ROOT / "migrations"
 
@@ -88,7 +87,7 @@ def load_models(modules: Iterable[Module]) -> None:
     """Import the tables of every module, so that the metadata knows them."""
     for module in modules:
         if module.models is not None:
-            importlib.import_module(module.models)
+            import_part(module, module.models)
 
 
 async def upgrade(database: Database, modules: Sequence[Module]) -> list[str]:

@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import logging
 import pkgutil
+import traceback
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -11,14 +13,14 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import StartRefused
+from core.errors import DomainError, StartRefused
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -28,9 +30,14 @@ if TYPE_CHECKING:
     from core.services import Services
     from core.settings import Settings
 
+log = logging.getLogger(__name__)
+
 MODULE_GROUP = "vopros.modules"
 _IN_TREE = "modules"
 ROOT = Path(__file__).resolve().parent.parent
+# The interpreter's words, which name code. Those of others may hold a key.
+_TELLING = (ImportError, SyntaxError, AttributeError, NameError)
+_LOADERS = (str(ROOT / "core"), str(Path(importlib.__file__).parent), "<")
 
 
 @dataclass(frozen=True)
@@ -130,8 +137,9 @@ def load_modules(names: Iterable[str]) -> tuple[Module, ...]:
 def load_module(name: str, wanted_by: str | None = None) -> Module:
     """Load one module: a folder of `modules/`, or else an installed entry point."""
     if name in in_tree_names():
-        module = importlib.import_module(f"{_IN_TREE}.{name}.module").MODULE
-        origin = f"modules/{name}"
+        origin = describe_module(name)
+        with refuse_failure(origin):
+            module = importlib.import_module(f"{_IN_TREE}.{name}.module").MODULE
     else:
         entry = _entry_point(name, wanted_by)
         module, origin = load_entry_point(entry), describe_origin(entry)
@@ -165,18 +173,67 @@ def _entry_point(name: str, wanted_by: str | None) -> EntryPoint:
 
 
 def load_entry_point(entry: EntryPoint) -> Any:
-    """Load third-party code; whatever it raises is told with its distribution."""
-    try:
+    """Load third-party code. Raises StartRefused, naming its distribution."""
+    with refuse_failure(describe_origin(entry)):
         return entry.load()
+
+
+def import_part(module: Module, dotted: str, *needed: str) -> Any:
+    """Import a part of a module, which has all that is `needed` of it.
+
+    Raises StartRefused, naming the distribution.
+    """
+    with refuse_failure(f"{describe_module(module.name)}: {dotted}"):
+        part = importlib.import_module(dotted)
+        for name in needed:
+            getattr(part, name)
+        return part
+
+
+@contextmanager
+def refuse_failure(origin: str, verb: str = "loaded") -> Iterator[None]:
+    """Raise StartRefused, one line, for whatever the code of a module raises.
+
+    The exception's message is left out where it may hold a secret; its place is not.
+    """
+    try:
+        yield
+    except (StartRefused, DomainError):
+        raise
     except (Exception, SystemExit) as exc:
-        origin = describe_origin(entry)
-        raise StartRefused(f"{origin} cannot be loaded: {type(exc).__name__}") from exc
+        trace = "".join(traceback.format_tb(exc.__traceback__))
+        log.debug("module.failed", extra={"origin": origin, "traceback": trace})
+        raise StartRefused(f"{origin} cannot be {verb}: {_describe(exc)}") from exc
+
+
+def _describe(exc: BaseException) -> str:
+    """The type of an exception, its message if it is harmless, and where it arose."""
+    kind, message = type(exc).__name__, ""
+    if isinstance(exc, _TELLING) and str(exc):
+        first_line = str(exc).splitlines()[0]
+        message = f": {''.join(c if c.isprintable() else '?' for c in first_line)}"
+    frames = traceback.extract_tb(exc.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith(_LOADERS)]
+    # A SyntaxError names its place itself.
+    if not outside or isinstance(exc, SyntaxError):
+        return f"{kind}{message}"
+    file = Path(*Path(outside[-1].filename).parts[-2:])
+    return f"{kind}{message} ({file}:{outside[-1].lineno})"
 
 
 def describe_origin(entry: EntryPoint) -> str:
     """Name an entry point with the distribution that brings it and its version."""
+    kind = "module" if entry.group == MODULE_GROUP else "plugin"
     brought_by = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "?"
-    return f"plugin {entry.name!r} of {brought_by}"
+    return f"{kind} {entry.name!r} of {brought_by}"
+
+
+def describe_module(name: str) -> str:
+    """Name a module with the distribution that brings it and its version."""
+    if name not in in_tree_names():
+        for entry in entry_points(group=MODULE_GROUP, name=name):
+            return describe_origin(entry)
+    return f"module {name!r} of vopros {version('vopros')}"
 
 
 def known_modules(enabled: Iterable[Module]) -> Iterator[Module]:

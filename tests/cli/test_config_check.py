@@ -167,7 +167,7 @@ def test_a_broken_plugin_of_an_unused_table_is_found_by_the_check_alone(
     (line,) = findings(file, **env)
     assert line == (
         "[providers.guest] type: plugin 'broken' of strange-models 1.2.3 cannot be"
-        " loaded: RuntimeError"
+        " loaded: RuntimeError (site/plugin_strange_models_broken.py:3)"
     )
     assert witness.exists()
     witness.unlink()
