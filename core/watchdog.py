@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 log = logging.getLogger(__name__)
@@ -12,9 +12,16 @@ _TOO_LATE_SECONDS = 0.5
 
 
 @asynccontextmanager
-async def watched_loop() -> AsyncIterator[None]:
-    """Until the block is left, tell in the log whenever this loop was blocked."""
-    task = asyncio.create_task(_watch())
+async def watched_loop(
+    clock: Callable[[], float] | None = None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> AsyncIterator[None]:
+    """Until the block is left, log whenever this loop was blocked.
+
+    `clock` gives seconds that only grow, as the loop's own does.
+    """
+    # Monotonic: setting the time of day blocks nothing.
+    task = asyncio.create_task(_watch(clock or asyncio.get_running_loop().time, sleep))
     try:
         yield
     finally:
@@ -22,12 +29,12 @@ async def watched_loop() -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _watch() -> None:
-    # Its clock is monotonic: whoever sets the time of day blocks nothing.
-    clock = asyncio.get_running_loop().time
+async def _watch(
+    clock: Callable[[], float], sleep: Callable[[float], Awaitable[None]]
+) -> None:
     while True:
         due = clock() + _EVERY_SECONDS
-        await asyncio.sleep(_EVERY_SECONDS)
+        await sleep(_EVERY_SECONDS)
         late = clock() - due
         if late >= _TOO_LATE_SECONDS:
             log.warning("loop.blocked", extra={"ms": round(late * 1000)})
