@@ -86,7 +86,7 @@ def test_F05_an_idle_server_ends_cleanly_when_told_to(
     with serving("--config", config) as server:
         started = time.monotonic()
         assert server.end(sig) == 0
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
     assert "Traceback" not in server.log
     assert not (config.parent / "vopros.db-wal").exists()
 

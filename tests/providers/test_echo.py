@@ -67,7 +67,7 @@ async def test_a_stall_ends_in_a_timeout_and_the_healthy_one_answers(
         assert answer.status_code == 201
         tried = [("first", "provider_timeout"), ("healthy", "answered")]
         assert outcomes(question) == tried
-        assert 200 <= question["attempts"][0]["milliseconds"] < 5_000
+        assert 200 <= question["attempts"][0]["milliseconds"] < 60_000
         assert question["provider"] == "healthy"
 
 

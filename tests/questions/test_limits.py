@@ -357,7 +357,7 @@ async def test_what_is_refused_says_why_and_when_to_come_again(
                 if limit["resets_in_seconds"] is None:
                     assert "t" not in state
                 else:
-                    assert 0 <= state["t"] - limit["resets_in_seconds"] <= 2
+                    assert 0 <= state["t"] - limit["resets_in_seconds"] <= 30
         names = [limit["name"] for limit in shown]
         assert names == [
             *("in_flight", "per_minute", "per_day", "tokens_per_day"),
