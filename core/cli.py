@@ -273,18 +273,26 @@ def revision(
     module: Annotated[str, typer.Argument(help="Whose tables have changed.")],
     message: Annotated[str, typer.Argument(help="What is now true.")],
 ) -> None:
-    """Write a module's next migration from its models."""
-    settings = context.obj.settings(opening=())
-    from core.migrate import write_revision
+    """Write a module's next migration from its models.
 
-    typer.echo(
-        run(
-            lambda: _migrating(
-                settings,
-                lambda db: write_revision(db, settings.modules, module, message),
-            )
-        )
-    )
+    With SQLite the database that is configured is neither needed nor changed.
+    """
+    settings = context.obj.settings(opening=())
+    from core.migrate import temporary_database, write_revision
+    from core.settings import DatabaseSettings
+
+    async def write(database: Any) -> str:
+        return await write_revision(database, settings.modules, module, message)
+
+    async def write_from_migrations() -> str:
+        section = settings.section(DatabaseSettings)
+        async with temporary_database(section, settings.modules) as database:
+            return await write(database)
+
+    if settings.is_sqlite:
+        typer.echo(run(write_from_migrations))
+    else:
+        typer.echo(run(lambda: _migrating(settings, write)))
 
 
 async def _migrating(settings: Any, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:

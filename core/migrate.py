@@ -17,6 +17,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from alembic import command
@@ -24,6 +25,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
+from pydantic import SecretStr
 from sqlalchemy import Connection, MetaData, Table, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -32,6 +34,7 @@ from core.db import Database
 from core.errors import StartRefused
 from core.locks import MIGRATION
 from core.module import ROOT, Module, import_part, known_modules
+from core.settings import DatabaseSettings
 
 _FOLDER = ROOT / "migrations"
 
@@ -254,6 +257,21 @@ async def is_behind(database: Database, modules: Sequence[Module]) -> bool:
     for history in found:
         _refuse_newer(history)
     return any(history.is_behind for history in found)
+
+
+@asynccontextmanager
+async def temporary_database(
+    settings: DatabaseSettings, modules: Sequence[Module]
+) -> AsyncIterator[Database]:
+    """A SQLite database with every migration applied, removed at the end."""
+    with TemporaryDirectory() as folder:
+        url = SecretStr(f"sqlite+aiosqlite:///{folder}/vopros.db")
+        database = Database(settings.model_copy(update={"url": url, "password": None}))
+        try:
+            await upgrade(database, modules)
+            yield database
+        finally:
+            await database.close()
 
 
 async def write_revision(

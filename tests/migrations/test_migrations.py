@@ -514,7 +514,7 @@ async def test_a_written_revision_works(
 async def test_no_revision_is_written_on_a_database_that_is_behind(
     databases: Databases, tmp_path: Path
 ) -> None:
-    url = await databases.empty("sqlite")
+    url = await databases.empty("postgresql")
     file = write_config(tmp_path / "app.toml", url)
     refused = await asyncio.to_thread(
         vopros, "--config", file, "revision", "users", "Too early"
