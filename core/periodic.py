@@ -17,7 +17,9 @@ async def repeating(
 ) -> AsyncIterator[None]:
     """Do `work` at once and then about every so many seconds, until the block is left.
 
-    A time that fails is told in the log under `name` and followed by the next.
+    A time that fails is told in the log under `name` and followed by the next. What
+    fails for the same foreseen reason again and again, such as a database that is not
+    there, is told once.
     """
     task = asyncio.create_task(_repeat(name, work, seconds))
     try:
@@ -30,12 +32,16 @@ async def repeating(
 async def _repeat(
     name: str, work: Callable[[], Awaitable[None]], seconds: float
 ) -> None:
+    failing = ""
     while True:
         try:
             await work()
+            failing = ""
         except DomainError as error:
-            fields = {"work": name, "code": error.code}
-            log.warning("periodic.failed", extra=fields)
+            if error.code != failing:
+                fields = {"work": name, "code": error.code}
+                log.warning("periodic.failed", extra=fields)
+            failing = error.code
         except Exception as error:
             # Its words may repeat a row.
             fields = {"work": name, "error": type(error).__name__}

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from core.db import DatabaseUnavailable
+from core.db import DatabaseNotMigrated, DatabaseUnavailable
 from core.periodic import repeating
 
 SECRET_WORDS = "words of a driver that repeat a row"
@@ -45,6 +45,38 @@ async def test_a_time_that_fails_is_told_and_followed_by_the_next(
     assert fields["work"] == "some.work"
     assert (record.levelname, fields.get("code") or fields["error"]) == told
     assert SECRET_WORDS not in caplog.text
+
+
+async def test_what_fails_for_the_same_reason_again_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outcomes: list[Exception | None] = [
+        *[DatabaseNotMigrated()] * 3,
+        DatabaseUnavailable(),
+        None,
+        DatabaseUnavailable(),
+        RuntimeError(),
+        RuntimeError(),
+    ]
+    done = asyncio.Event()
+
+    async def work() -> None:
+        if not outcomes:
+            done.set()
+            return
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+
+    with caplog.at_level(logging.INFO, "core.periodic"):
+        async with asyncio.timeout(60), repeating("some.work", work, seconds=0.001):
+            await done.wait()
+    told = [vars(r).get("code") or vars(r)["error"] for r in caplog.records]
+    assert told == [
+        "database_not_migrated",
+        *["database_unavailable"] * 2,
+        # A bug is told every time.
+        *["RuntimeError"] * 2,
+    ]
 
 
 async def test_it_ends_with_the_block_even_in_the_middle_of_its_work() -> None:
