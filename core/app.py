@@ -100,6 +100,7 @@ def new_context(settings: Settings) -> ModuleContext:
     database = Database(settings.section(DatabaseSettings))
     services.add(Database, database)
     schema = SchemaCheck(database, settings.modules)
+    services.add(SchemaCheck, schema)
     database.check_schema(schema.is_current)
     services.add(Health, Health(database, schema))
     services.add(OpenApiSettings, settings.section(OpenApiSettings))
@@ -147,6 +148,8 @@ async def _prepare(context: ModuleContext, modules: Sequence[Module]) -> None:
                 log.info("database.migrated", extra={"modules": moved})
         else:
             await is_behind(database, modules)
+            # Says in the log what to do, before anybody asks.
+            await context.services.get(SchemaCheck).state()
         await database.open_all()
     except DomainError as error:
         raise StartRefused(error.detail) from error

@@ -220,11 +220,12 @@ _GONE_STATES = {"53300", "25006", "57P01", "57P02", "57P03"}
 # Classes of states: data that does not fit, a broken constraint, a wrong statement.
 _OUR_MISTAKES = ("22", "23", "42")
 # A statement that was written for another schema: a relation, column, function or type
-# that is not there, a plan that does not fit any more, a new column without a default.
+# that is not there, a new column without a default, a new rule.
 _SCHEMA_STATES = {
-    *("3F000", "42P01", "42P10", "42703", "42704", "42804", "42883", "0A000"),
-    "23502",
+    *("3F000", "42P01", "42P10", "42703", "42704", "42804", "42883"),
+    *("23502", "23514"),
 }
+_SCHEMA_CODES = {sqlite3.SQLITE_CONSTRAINT_NOTNULL, sqlite3.SQLITE_CONSTRAINT_CHECK}
 _SCHEMA_WORDS = re.compile(
     "no such (table|column|index)|has no column named|has \\d+ columns but"
 )
@@ -246,7 +247,7 @@ _HOPELESS = {
 
 def translate(exc: BaseException) -> DomainError | None:
     """Say in our words what a driver raised; None for what is our own mistake."""
-    if isinstance(exc, sa_exc.TimeoutError):
+    if isinstance(exc, sa_exc.TimeoutError) or _is_stale_plan(exc):
         return Busy()
     if isinstance(exc, sa_exc.DBAPIError):
         return _translate_driver(exc)
@@ -259,13 +260,23 @@ def translate(exc: BaseException) -> DomainError | None:
     return None
 
 
+def _is_stale_plan(exc: BaseException) -> bool:
+    """Whether a column was altered since PostgreSQL planned the statement.
+
+    Every connection plans it anew the next time.
+    """
+    raised = getattr(exc, "orig", None)
+    known = asyncpg.InvalidCachedStatementError
+    return isinstance(exc, known) or isinstance(getattr(raised, "__cause__", 0), known)
+
+
 def _may_miss_schema(exc: BaseException) -> bool:
     """Whether it is what a statement raises that meets another schema than its own."""
     if _sqlstate(exc) in _SCHEMA_STATES:
         return True
     raised = getattr(exc, "orig", exc)
     if isinstance(raised, sqlite3.IntegrityError):
-        return raised.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_NOTNULL
+        return raised.sqlite_errorcode in _SCHEMA_CODES
     if isinstance(raised, sqlite3.OperationalError):
         return _SCHEMA_WORDS.search(str(raised)) is not None
     return False

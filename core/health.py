@@ -61,7 +61,6 @@ class Health:
         """What parts of the service report to its operator."""
         self._database = database
         self._schema = schema
-        self._is_migrated = False
         self._checked_at = float("-inf")
         self._complaint: Unavailable | None = None
         self._looking: set[asyncio.Task[Unavailable | None]] = set()
@@ -93,13 +92,13 @@ class Health:
         try:
             if await self._database.is_read_only():
                 return DatabaseReadOnly()
-            # Beside a newer schema a server that runs goes on serving.
-            if not self._is_migrated:
-                behind = await self._schema.state() is SchemaState.BEHIND
-                self._is_migrated = not behind
+            # Every time: an operator may take a module back. Beside a newer schema a
+            # server that runs goes on serving.
+            if await self._schema.state() is SchemaState.BEHIND:
+                return DatabaseNotMigrated()
         except Unavailable as error:
             return error
-        return None if self._is_migrated else DatabaseNotMigrated()
+        return None
 
 
 def _log_change(complaint: Unavailable | None) -> None:

@@ -45,11 +45,13 @@ class History:
 
     module: Module
     current: str | None
-    head: str | None
+    revisions: Sequence[str]
+    """All that this program has, oldest first."""
 
     @property
     def is_behind(self) -> bool:
-        return self.current != self.head
+        head = self.revisions[-1] if self.revisions else None
+        return self.current != head
 
 
 def version_table(module: Module) -> str:
@@ -146,7 +148,6 @@ async def plan_downgrade(
 
         def attempt(sync: Connection) -> Downgrade:
             before = _columns(sync)
-            counted = {table: _count(sync, table) for table in before}
             try:
                 with _named(module):
                     config = alembic_config(module, known, sync)
@@ -157,11 +158,14 @@ async def plan_downgrade(
             own = before.keys() - {version_table(module)}
             gone = sorted(own - after.keys())
             cut = {
-                f"{table}.{column}": counted[table]
+                table: sorted(before[table] - after[table])
                 for table in sorted(own & after.keys())
-                for column in sorted(before[table] - after[table])
+                if before[table] - after[table]
             }
-            return replace(path, tables={t: counted[t] for t in gone}, columns=cut)
+            # Of what goes only: other tables may be large.
+            rows = {table: _count(sync, table) for table in (*gone, *cut)}
+            columns = {f"{t}.{c}": rows[t] for t, names in cut.items() for c in names}
+            return replace(path, tables={t: rows[t] for t in gone}, columns=columns)
 
         return await connection.run_sync(attempt)
 
@@ -241,14 +245,31 @@ def _ordered(module: Module) -> list[Script]:
     return [*_script(module).walk_revisions()][::-1]
 
 
-async def histories(database: Database, modules: Sequence[Module]) -> list[History]:
-    """Where each module with tables is; changes nothing."""
+def known_revisions(modules: Iterable[Module]) -> dict[str, Sequence[str]]:
+    """Read the revisions that this program has, by module, oldest first."""
+    return {
+        module.name: tuple(found.revision for found in _ordered(module))
+        for module in modules
+        if module.has_tables
+    }
+
+
+async def histories(
+    database: Database,
+    modules: Sequence[Module],
+    known: Mapping[str, Sequence[str]] | None = None,
+) -> list[History]:
+    """Where each module with tables is; changes nothing.
+
+    `known` saves whoever asks often from reading the migrations' files every time.
+    """
+    known = known_revisions(modules) if known is None else known
     path = database.sqlite_path
     if path is not None and not path.exists():
         # To look into it would make it.
-        return [History(m, None, _head(m)) for m in modules if m.has_tables]
+        return [History(m, None, known[m.name]) for m in modules if m.has_tables]
     async with database.probing() as connection:
-        return await _histories(connection, modules)
+        return await _histories(connection, modules, known)
 
 
 async def is_behind(database: Database, modules: Sequence[Module]) -> bool:
@@ -327,8 +348,7 @@ def _with_tables(modules: Iterable[Module], name: str) -> Module:
 
 def is_newer(history: History) -> bool:
     """Whether the database is at a revision that this program does not know."""
-    current = history.current
-    return current is not None and current not in _revisions(history.module)
+    return history.current is not None and history.current not in history.revisions
 
 
 def _refuse_newer(history: History) -> None:
@@ -344,19 +364,18 @@ def _script(module: Module) -> ScriptDirectory:
     return ScriptDirectory.from_config(alembic_config(module, ()))
 
 
-def _revisions(module: Module) -> Iterator[str]:
-    return (found.revision for found in _script(module).walk_revisions())
-
-
 async def _histories(
-    connection: AsyncConnection, modules: Sequence[Module]
+    connection: AsyncConnection,
+    modules: Sequence[Module],
+    known: Mapping[str, Sequence[str]] | None = None,
 ) -> list[History]:
+    revisions = known_revisions(modules) if known is None else known
     with_tables = [module for module in modules if module.has_tables]
 
     def read(sync: Connection) -> list[History]:
         existing = set(inspect(sync).get_table_names())
         return [
-            History(module, _current(sync, module, existing), _head(module))
+            History(module, _current(sync, module, existing), revisions[module.name])
             for module in with_tables
         ]
 
@@ -368,10 +387,6 @@ def _current(connection: Connection, module: Module, existing: set[str]) -> str 
         return None
     options = {"version_table": version_table(module)}
     return MigrationContext.configure(connection, opts=options).get_current_revision()
-
-
-def _head(module: Module) -> str | None:
-    return _script(module).get_current_head()
 
 
 async def _run(

@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
 from core.db import Database
-from core.migrate import History, histories, is_newer
+from core.migrate import History, histories, is_newer, known_revisions
 from core.module import Module
 
 log = logging.getLogger(__name__)
 
 _FRESH_SECONDS = 1.0
+_SETTLED_SECONDS = 60.0
 
 
 class SchemaState(Enum):
@@ -39,7 +40,8 @@ class SchemaCheck:
         self._modules = modules
         self._clock = clock
         self._state = SchemaState.CURRENT
-        self._checked_at = float("-inf")
+        self._checked_at = self._current_since = float("-inf")
+        self._known: Mapping[str, Sequence[str]] | None = None
         self._checking: asyncio.Task[SchemaState] | None = None
 
     async def state(self) -> SchemaState:
@@ -57,15 +59,24 @@ class SchemaCheck:
         return await asyncio.shield(self._checking)
 
     async def is_current(self) -> bool:
-        """Return whether program and database fit. Raises as `state` does."""
-        return await self.state() is SchemaState.CURRENT
+        """Return whether program and database fit, and have for a minute.
+
+        What failed while a migration ended has still met the schema before it. Raises
+        as `state` does.
+        """
+        is_current = await self.state() is SchemaState.CURRENT
+        return is_current and self._clock() - self._current_since > _SETTLED_SECONDS
 
     async def _check(self) -> SchemaState:
-        found = await histories(self._database, self._modules)
-        state = _compared(found)
+        if self._known is None:
+            self._known = known_revisions(self._modules)
+        found = await histories(self._database, self._modules, self._known)
+        state, now = _compared(found), self._clock()
         if state is not self._state:
             _log_change(state, [h.module.name for h in found if h.is_behind])
-        self._state, self._checked_at = state, self._clock()
+            if state is SchemaState.CURRENT:
+                self._current_since = now
+        self._state, self._checked_at = state, now
         return state
 
     def _checked(self, task: asyncio.Task[SchemaState]) -> None:

@@ -1,5 +1,6 @@
 """A server whose database has another schema than its own: 503, and never a bug."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -10,13 +11,14 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from core.db import Database
+from core.db import Database, DatabaseNotMigrated
 from core.migrate import downgrade, upgrade, version_table
 from core.module import in_tree_names, load_modules
 from core.testing import Running
 from tests.conftest import Databases, connected, make_admin, served
 from tests.support.api import Account, Api, assert_problem
 from tests.support.config import write_config
+from tests.support.process import assert_refused, vopros
 from tests.support.upstream import Upstream
 
 MODULES = load_modules(in_tree_names())
@@ -206,3 +208,114 @@ async def test_what_the_schema_is_not_to_blame_for_stays_our_mistake(
             found, ["ALTER TABLE questions RENAME COLUMN finish_reason TO ended_by"]
         )
         assert_problem(await api.get("/questions/me", ada), 500, "internal_error")
+
+
+async def test_a_rule_of_a_newer_schema_is_no_bug(
+    databases: Databases, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = await databases.migrated("postgresql")
+    async with served(write_config(tmp_path / "app.toml", url)) as (found, api):
+        (table,) = (version_table(m) for m in MODULES if m.name == "users")
+        added = "ALTER TABLE users ADD CHECK (length(username) < 9)"
+        await execute(found, [f"UPDATE {table} SET version_num = '9999'", added])
+        assert_problem(await api.register("grace-the-second"), 503, CODE)
+        await api.account("grace")
+        assert_problem(await api.register("Grace"), 409, "username_taken")
+        assert_no_bug(caplog)
+
+
+async def test_a_column_that_is_altered_under_a_server_is_no_bug(
+    databases: Databases,
+    tmp_path: Path,
+    upstream: Upstream,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url = await databases.migrated("postgresql")
+    file = write_config(tmp_path / "app.toml", url, upstream.base_url)
+    async with served(file) as (found, api):
+        ada = await api.account("Ada")
+        for _ in range(3):
+            assert (await api.ask(ada, "Why?")).status_code == 201
+            assert len(await api.newest(ada))
+        # PostgreSQL refuses the plans of prepared statements from now on.
+        await execute(
+            found,
+            (
+                "ALTER TABLE users ALTER COLUMN username TYPE varchar(99)",
+                "ALTER TABLE questions ALTER COLUMN model TYPE varchar(999)",
+            ),
+        )
+        for path in ("/questions/me", "/users/me") * 10:
+            answer = await api.get(path, ada)
+            if answer.status_code != 200:
+                assert_problem(answer, 503, "busy")
+        assert (await api.get("/questions/me", ada)).status_code == 200
+        assert (await api.ask_when_busy(ada, "Why?")).status_code == 201
+        assert_no_bug(caplog)
+
+
+async def test_a_statement_that_fails_while_a_migration_ends_is_no_bug(
+    config: Path,
+) -> None:
+    await take_back(config, "questions")
+    async with served(config) as (found, _), database_of(config) as other:
+        with pytest.raises(DatabaseNotMigrated):
+            async with found.service(Database).reading() as session:
+                try:
+                    await session.execute(text("SELECT 1 FROM questions"))
+                finally:
+                    await asyncio.sleep(1.1)  # the state is kept for a second
+                    await upgrade(other, MODULES)
+
+
+async def test_readiness_follows_a_module_that_is_taken_back_and_brought_again(
+    databases: Databases, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = await databases.migrated("postgresql")
+    file = write_config(tmp_path / "app.toml", url)
+    caplog.set_level(logging.INFO)
+    async with served(file) as (_, api):
+        await ready(api)
+        await take_back(file, "questions")
+        async with asyncio.timeout(60):
+            while (await api.get("/health/ready")).status_code == 200:
+                await asyncio.sleep(0.1)
+        assert_problem(await api.get("/health/ready"), 503, CODE)
+        async with database_of(file) as database:
+            await upgrade(database, MODULES)
+        await ready(api)
+        assert len(hints(caplog)) == 1
+        assert_no_bug(caplog)
+
+
+async def test_the_log_says_at_the_start_what_to_run(
+    databases: Databases, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = await databases.empty("postgresql")
+    caplog.set_level(logging.INFO)
+    file = write_config(tmp_path / "app.toml", url)
+    async with served(file, outlives_database=True) as (_, api):
+        (hint,) = hints(caplog)
+        assert "run `vopros migrate`" in hint
+        for _ in range(3):
+            assert_problem(await api.register("ada"), 503, CODE)
+        assert len(hints(caplog)) == 1
+
+
+@pytest.mark.slow
+async def test_commands_that_need_tables_say_what_to_run_in_one_line(
+    databases: Databases, tmp_path: Path
+) -> None:
+    url = await databases.empty("postgresql")
+    file = write_config(tmp_path / "app.toml", url)
+    for command in (
+        ("create-admin", "ada"),
+        ("set-role", "ada", "user"),
+        ("deactivate", "ada"),
+        ("reset-password", "ada"),
+        ("list",),
+    ):
+        refused = await asyncio.to_thread(
+            vopros, "--config", file, "accounts", *command, stdin="a long password\n"
+        )
+        assert_refused(refused, "run `vopros migrate`")
