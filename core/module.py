@@ -155,6 +155,13 @@ def in_tree_names() -> tuple[str, ...]:
     return tuple(module.name for module in found if module.ispkg)
 
 
+def is_ours(name: str) -> bool:
+    """Whether a module comes with this program, and from no other distribution."""
+    found = entry_points(group=MODULE_GROUP, name=name)
+    others = [entry for entry in found if not entry.dist or entry.dist.name != "vopros"]
+    return name in in_tree_names() or not others
+
+
 def installed_names() -> frozenset[str]:
     """The names of every module that could be enabled; none of them is loaded."""
     found = entry_points(group=MODULE_GROUP)

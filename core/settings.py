@@ -4,7 +4,6 @@ Every table belongs to whoever reads it: the kernel's are below, a module brings
 own. `layers` reads them all, `tables` checks each.
 """
 
-import importlib
 import json
 import os
 import re
@@ -28,8 +27,10 @@ from core.layers import (
 )
 from core.module import (
     Module,
+    import_part,
     in_tree_names,
     installed_names,
+    is_ours,
     known_modules,
     load_modules,
 )
@@ -279,15 +280,13 @@ class Settings:
 
         A module from outside of the tree may be able to without saying so.
         """
-        in_tree = in_tree_names()
-        for module in self.modules:
-            if module.authenticates or module.name not in (*in_tree, "providers"):
-                return
+        if any(m.authenticates or not is_ours(m.name) for m in self.modules):
+            return
         from core.security import first_protected
 
         for module in self.modules:
             if module.router is not None:
-                router = importlib.import_module(module.router).router
+                router = import_part(module, module.router, "router").router
                 if path := first_protected(router.routes):
                     origin = self.raw.origin("modules", "enabled")
                     yield Finding(origin, "modules", "enabled", unguarded(path))
@@ -343,7 +342,8 @@ def load_settings(
     unread = frozenset(reader.unread)
     settings = Settings(raw, reader.sections, modules, unread)
     found = [*settings.findings(modules if opening is None else load_modules(opening))]
-    if opening is None and reader.knows_modules:
+    if thorough and reader.knows_modules:
+        # A server that starts refuses the same, knowing what its modules have opened.
         found += settings.unguarded_findings()
     if thorough:
         found += (remark for remark in settings.remarks() if not remark.is_unset)
@@ -417,8 +417,7 @@ def _unknown_tables(raw: RawSettings, modules: Iterable[Module]) -> Iterator[Fin
 def unguarded(path: str) -> str:
     """What is wrong when nobody can be let in to the route `path`."""
     return (
-        f"{path} is for known callers only, but no enabled module can authenticate"
-        " them: enable `auth`"
+        f"{path} is for known callers only, but no enabled module can authenticate them"
     )
 
 

@@ -213,7 +213,7 @@ async def test_a_missing_model_file_is_told_with_its_key(
     file = write_config(tmp_path / "app.toml", url, providers__here=table)
     env = {"VOPROS_LLM__PROVIDER": chosen, "VOPROS_LLM__AUTO": "here"}
     done = vopros("--config", file, "config", "check", env=env)
-    told = "app.toml: [providers.here] model_file: there is no such file"
+    told = "[providers.here] model_file: there is no such file"
     assert_refused(done, told, code=78)
 
 
