@@ -261,7 +261,7 @@ async def histories(
 ) -> list[History]:
     """Where each module with tables is; changes nothing.
 
-    `known` saves whoever asks often from reading the migrations' files every time.
+    `known` avoids reading the files of the migrations every time.
     """
     known = known_revisions(modules) if known is None else known
     path = database.sqlite_path

@@ -9,7 +9,7 @@ import {
   streamAnswer,
 } from "./hey";
 import { client } from "./hey/client.gen";
-import type { StreamEvent } from "./hey/types.gen";
+import type { StreamEvent, StreamFrame } from "./hey/types.gen";
 
 async function main(): Promise<void> {
   client.setConfig({ baseUrl: process.env.VOPROS_URL! });
@@ -28,7 +28,7 @@ async function main(): Promise<void> {
 
   const { stream } = await streamAnswer({ body: { content: "Which sea?" } });
   const pieces: string[] = [];
-  let last: StreamEvent | undefined;
+  let last: StreamEvent | StreamFrame | undefined;
   for await (const event of stream) {
     // Clients that do not know the media type get the stream as one text.
     if (typeof event === "string") throw new Error("not an event");
