@@ -35,6 +35,7 @@ def only(*names: str) -> str:
 # Who calls.
 
 
+@pytest.mark.slow
 async def test_protected_routes_without_anyone_to_authenticate_refuse_the_start(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ async def test_a_strangers_module_is_tested_with_callers_of_the_harness(
             assert "/notes/whose" in document["paths"]
 
 
+@pytest.mark.slow
 async def test_a_strangers_module_lives_beside_ours(
     databases: Databases, database_kind: str, notes: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_a_module_that_two_packages_bring_is_refused(
 # One at a time, and several at once.
 
 
+@pytest.mark.slow
 async def test_two_applications_in_one_process_share_nothing(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:

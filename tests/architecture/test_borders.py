@@ -232,6 +232,7 @@ def test_F17_no_middleware_derives_from_the_one_that_hides_disconnects() -> None
         assert called is None, file
 
 
+@pytest.mark.slow
 def test_every_module_of_ours_imports_without_a_warning() -> None:
     names = [
         found.name

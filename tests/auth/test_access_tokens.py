@@ -456,6 +456,7 @@ async def test_J17_a_revoked_session_or_inactive_account_is_refused_at_once(
             await assert_refused(replica, who.token)
 
 
+@pytest.mark.slow
 async def test_C3_a_database_that_is_down_is_503_and_never_401(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -26,6 +26,7 @@ def accounts(service: Running) -> Accounts:
     return found
 
 
+@pytest.mark.slow
 async def test_F29_C10_of_fifty_first_administrators_of_one_name_there_is_one(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:

@@ -172,6 +172,7 @@ async def test_of_logins_at_the_same_time_all_hold_though_one_upgrades(
     assert (await credential(stored, ada))[0].startswith(CHEAP)
 
 
+@pytest.mark.slow
 async def test_F36_an_upgrade_brings_no_old_password_back(
     stored: Database, ada: Account, api: Api
 ) -> None:
@@ -218,6 +219,7 @@ async def test_F36_a_password_changed_during_an_upgrade_stays(
         assert (await api.log_in(ada.username, new)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_an_upgrade_and_a_deletion_do_not_wait_for_each_other(
     databases: Databases, tmp_path: Path
 ) -> None:

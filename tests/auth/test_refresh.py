@@ -104,6 +104,7 @@ async def test_A08_the_grandparent_of_a_token_ends_the_session(
     await assert_refused(api, token)
 
 
+@pytest.mark.slow
 async def test_F37_without_a_grace_one_refresh_of_many_wins_and_all_is_over(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:
@@ -184,6 +185,7 @@ async def lengths(service: Running, user_id: int) -> list[tuple[int, int]]:
     ]
 
 
+@pytest.mark.slow
 async def test_C4_a_session_lasts_as_long_as_the_configuration_says(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ async def test_R03_a_name_is_taken_in_any_letter_case(api: Api, ada: Account) ->
         assert name not in json.dumps(problem)
 
 
+@pytest.mark.slow
 async def test_F28_of_fifty_who_want_one_name_at_once_one_gets_it(api: Api) -> None:
     name = new_name()
     wanted = [name.upper() if n % 2 else name for n in range(50)]

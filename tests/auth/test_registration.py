@@ -71,6 +71,7 @@ async def test_where_registration_is_closed_whoever_is_in_stays_in(
     assert (await api.log_in(admin.username)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_where_registration_is_closed_the_operator_makes_an_administrator(
     file: Path, closed: tuple[Running, Api]
 ) -> None:

@@ -256,6 +256,7 @@ async def test_A07_J17_an_account_made_inactive_is_refused_at_once_on_both_repli
     assert (await turned.other.log_in(ada.username)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_A07_J17_a_changed_role_holds_at_once_on_both_replicas(
     guarded: Replicas, admin: Account, ada: Account
 ) -> None:
@@ -535,6 +536,7 @@ async def test_the_list_of_sessions_may_be_read_while_logins_add_to_it(
         assert len((await api.get("/auth/sessions", ada)).json()) == 21
 
 
+@pytest.mark.slow
 async def test_A11_right_logins_of_many_accounts_at_once_do_not_block_each_other(
     generous: Replicas,
 ) -> None:
@@ -637,6 +639,7 @@ async def test_A11_the_owner_is_let_in_at_once_where_they_were_before(
     assert verified(await guesses(guarded, 20, ada.username, via=home)) == 5
 
 
+@pytest.mark.slow
 async def test_A11_waits_grow_and_end_on_both_replicas(
     guarded: Replicas, database: Database, ada: Account
 ) -> None:
@@ -672,6 +675,7 @@ async def test_A11_a_network_may_guess_again_when_its_window_is_over(
         await pass_time(database, 900)
 
 
+@pytest.mark.slow
 async def test_A11_right_passwords_are_no_guesses_of_their_network(
     guarded: Replicas, database: Database, ada: Account
 ) -> None:

@@ -214,6 +214,7 @@ async def test_all_that_ended_long_ago_is_swept_however_much_it_is(
     assert await count(service, ada.id) == (1, 1)
 
 
+@pytest.mark.slow
 async def test_a_server_sweeps_by_itself(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:

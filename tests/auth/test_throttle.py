@@ -87,6 +87,7 @@ async def test_A11_C8_five_guesses_are_free_and_then_each_wait_is_longer(
     assert waits == sorted(waits)
 
 
+@pytest.mark.slow
 async def test_A11_what_is_refused_costs_no_work_and_makes_no_wait_longer(
     limited: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +168,7 @@ async def test_A11_one_network_is_bounded_over_all_accounts(limited: Served) -> 
         await guess(api, f"nobody{number}x", 1, "192.0.2.1")
 
 
+@pytest.mark.slow
 async def test_A11_right_passwords_do_not_use_up_a_network(limited: Served) -> None:
     _, api = limited
     ada = await api.account()
@@ -210,6 +212,7 @@ async def test_A11_an_ipv6_network_is_one_however_many_addresses_it_has(
     await guess(api, "nobody", 1, "2001:db8:0:2::1")
 
 
+@pytest.mark.slow
 async def test_I24_a_header_of_anybody_but_a_trusted_proxy_changes_nothing(
     databases: Databases, tmp_path: Any
 ) -> None:

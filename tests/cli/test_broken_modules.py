@@ -80,6 +80,7 @@ def test_a_module_that_cannot_be_imported_is_one_line(
         assert_refused(refused, f"{BY} cannot be loaded: {told}", code=78)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "command"),
     [("router", "serve --port 0"), ("models", "revision notes Something")],
@@ -95,6 +96,7 @@ def test_a_part_of_a_module_that_cannot_be_imported_is_one_line(
     assert_told(file, command, told, code=1)
 
 
+@pytest.mark.slow
 def test_a_router_module_without_a_router_is_one_line(
     file: Path, package: Path
 ) -> None:
@@ -128,6 +130,7 @@ def test_a_module_may_refuse_the_start_in_its_own_words(
     assert_told(file, "serve --port 0", "no ink left", code=1)
 
 
+@pytest.mark.slow
 def test_the_traceback_is_in_the_log_at_debug(file: Path, package: Path) -> None:
     body = f"raise RuntimeError({CANARY!r})"
     source = MODULE.format(body=body, parts="lifespan=lifespan")

@@ -64,6 +64,7 @@ def test_F22_a_second_server_on_one_sqlite_file_is_refused(
             assert httpx.get(f"{heir.url}/health/ready").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_line(config: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -73,6 +74,7 @@ def test_a_port_in_use_is_one_line(config: Path) -> None:
     assert_refused(refused, "127.0.0.1", port, "Address already in use")
 
 
+@pytest.mark.slow
 def test_an_address_that_is_not_ours_is_one_line(config: Path) -> None:
     refused = vopros("--config", config, "serve", "--host", "192.0.2.1", "--port", "0")
     assert_refused(refused, "192.0.2.1")
@@ -91,6 +93,7 @@ def test_F05_an_idle_server_ends_cleanly_when_told_to(
     assert not (config.parent / "vopros.db-wal").exists()
 
 
+@pytest.mark.slow
 def test_F08_a_server_without_its_database_says_so_and_ends(tmp_path: Path) -> None:
     url = f"postgresql+asyncpg://postgres:{PASSWORD}@127.0.0.1:9/vopros"
     limits = "start_seconds = 0.5"
@@ -142,6 +145,7 @@ def test_F21_a_missing_folder_is_made(tmp_path: Path) -> None:
         assert httpx.get(f"{server.url}/health/ready").status_code == 200
 
 
+@pytest.mark.slow
 def test_F21_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     url = f"sqlite+aiosqlite:///{tmp_path}/file/vopros.db"
@@ -151,6 +155,7 @@ def test_F21_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         assert_refused(refused, str(tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_the_server_says_where_swagger_is_and_who_answers_and_why(
     tmp_path: Path,
 ) -> None:
@@ -176,6 +181,7 @@ def test_the_server_says_where_swagger_is_and_who_answers_and_why(
     assert f"Swagger: {server.url}/docs" in server.log
 
 
+@pytest.mark.slow
 def test_one_word_switches_the_provider(tmp_path: Path) -> None:
     file = tmp_path / "app.toml"
     file.write_text(
@@ -277,6 +283,7 @@ def test_what_no_account_can_have_is_one_line(
     assert not stdin or stdin not in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_password_cannot_be_given_on_the_command_line(config: Path) -> None:
     vopros("--config", config, "migrate")
     for extra in ([PASSWORD], ["--password", PASSWORD]):
@@ -285,6 +292,7 @@ def test_a_password_cannot_be_given_on_the_command_line(config: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_accounts_on_a_database_that_is_not_migrated_are_refused(
     config: Path,
 ) -> None:
@@ -396,6 +404,7 @@ def test_a_strangers_module_is_listed_but_runs_only_when_it_is_named(
     assert vopros("notes", "count", env=by_variable).stdout == "no notes\n"
 
 
+@pytest.mark.slow
 def test_a_broken_strangers_module_is_named(config: Path, tmp_path: Path) -> None:
     package = install_notes(tmp_path / "site")
     env = {"PYTHONPATH": str(tmp_path / "site")}
@@ -464,6 +473,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert done.stderr.endswith("[]\n")
 
 
+@pytest.mark.slow
 def test_help_works_whatever_the_configuration_is(tmp_path: Path) -> None:
     file = tmp_path / "app.toml"
     for text in ("not toml", '[modules]\nenabled = ["nosuch"]', "[modules]\nx = 1"):

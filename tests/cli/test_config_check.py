@@ -118,6 +118,7 @@ def test_a_mistake_in_a_plain_table_does_not_hide_one_in_an_unused_provider(
     ]
 
 
+@pytest.mark.slow
 def test_a_variable_that_only_an_unused_table_needs_is_a_note(file: Path) -> None:
     file.write_text(ECHO + SPARE)
     done = check(file)
@@ -138,6 +139,7 @@ def test_a_needed_key_whose_variable_is_not_set_is_not_missing(file: Path) -> No
         assert f"not usable yet: the variable {name} is not set" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_word_of_auto_that_names_no_table_is_a_note(file: Path) -> None:
     auto = ECHO.replace('provider = "echo"', 'auto = ["ehco", "echo"]')
     file.write_text(auto)
@@ -149,6 +151,7 @@ def test_a_word_of_auto_that_names_no_table_is_a_note(file: Path) -> None:
     assert "note" not in check(file).stdout
 
 
+@pytest.mark.slow
 def test_a_broken_plugin_of_an_unused_table_is_found_by_the_check_alone(
     file: Path, tmp_path: Path
 ) -> None:
@@ -382,6 +385,7 @@ async def test_U02_live_waits_a_few_seconds_for_all_together(file: Path) -> None
     assert waiting["most"] == 6
 
 
+@pytest.mark.slow
 async def test_live_of_auto_fails_for_the_one_it_would_choose_only(file: Path) -> None:
     async with model_list(serving(SAID, "401 No")) as refusing:
         auto = '[llm]\nauto = ["unset", "shut", "main", "echo"]\n'

@@ -117,6 +117,7 @@ def test_every_key_of_ours_is_described_and_has_its_default(
     assert waits["default"] == 5
 
 
+@pytest.mark.slow
 def test_a_strangers_type_is_there_when_a_table_names_it(tmp_path: Path) -> None:
     (folder := tmp_path / "site").mkdir()
     witness = tmp_path / "imported"

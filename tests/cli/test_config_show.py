@@ -125,6 +125,7 @@ def test_a_strangers_own_secrets_are_masked_wherever_they_come_from(
     assert values["providers.guest.label"] == ('"seen"', str(file))
 
 
+@pytest.mark.slow
 def test_a_secret_in_a_list_is_masked_and_the_rest_of_its_table_is_not(
     file: Path, tmp_path: Path
 ) -> None:

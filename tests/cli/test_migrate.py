@@ -46,6 +46,7 @@ async def command(file: Path, *arguments: str) -> "subprocess.CompletedProcess[s
     return await asyncio.to_thread(vopros, "--config", file, *arguments)
 
 
+@pytest.mark.slow
 async def test_without_a_terminal_or_yes_nothing_is_deleted(
     file: Path, url: str
 ) -> None:
@@ -55,6 +56,7 @@ async def test_without_a_terminal_or_yes_nothing_is_deleted(
     assert await questions(url) == 1
 
 
+@pytest.mark.slow
 async def test_it_names_what_is_lost_and_does_it_when_told(
     file: Path, url: str, database_kind: str
 ) -> None:
@@ -77,6 +79,7 @@ async def test_it_names_what_is_lost_and_does_it_when_told(
         await questions(url)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "words"),
     [
@@ -101,6 +104,7 @@ async def test_where_to_must_be_said(file: Path, url: str) -> None:
     assert await questions(url) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["y", "n", ""])
 async def test_at_a_terminal_it_asks(file: Path, url: str, answer: str) -> None:
     def run() -> tuple[int, str]:
@@ -153,6 +157,7 @@ async def test_status_and_a_dry_run_tell_what_is_pending_and_change_nothing(
     assert dry.stdout == "nothing to migrate\n"
 
 
+@pytest.mark.slow
 async def test_status_names_a_database_that_is_newer(file: Path, url: str) -> None:
     async with connected(url) as database, database.transaction() as session:
         change = "UPDATE alembic_version_questions SET version_num = '9999'"

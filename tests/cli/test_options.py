@@ -19,6 +19,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert (shown.returncode, shown.stdout) == (0, f"vopros {version('vopros')}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

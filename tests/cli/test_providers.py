@@ -63,6 +63,7 @@ def test_the_plan_is_in_the_order_of_being_asked(file: Path, tmp_path: Path) -> 
     assert around == []
 
 
+@pytest.mark.slow
 def test_auto_shows_its_candidates_and_why_others_are_none(file: Path) -> None:
     file.write_text('[llm]\nauto = ["keyed", "gone", "main", "echo"]\n' + TABLES)
     rows, around = shown(file)

@@ -152,6 +152,7 @@ def test_what_cannot_be_honoured_is_one_line_of_config_check(
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_config_check_and_serve_refuse_such_a_url_alike(tmp_path: Path) -> None:
     file = write_config(tmp_path / "app.toml", f"{HOSTED}?sslmode=sometimes")
     for command in (("config", "check"), ("serve",), ("migrate",)):

@@ -61,6 +61,7 @@ async def test_F23_every_new_connection_to_sqlite_is_durable_and_checks_keys(
         assert keys == 0
 
 
+@pytest.mark.slow
 async def test_simultaneous_changes_of_one_value_lose_none(database: Database) -> None:
     """With the SQLite driver's own transactions nearly all of these were lost."""
     async with database.transaction() as session:
@@ -217,6 +218,7 @@ async def test_the_last_three_of_many_are_not_planned_again_and_again(
 # Faults, as a client and an operator see them.
 
 
+@pytest.mark.slow
 async def test_a_server_that_begins_has_all_its_connections(
     databases: Databases, tmp_path: Path
 ) -> None:
@@ -385,6 +387,7 @@ async def test_F19_a_full_disk_is_503_until_there_is_room_again(
         assert (await api.ask(ada, "x" * 4_000)).status_code == 201
 
 
+@pytest.mark.slow
 async def test_F20_a_file_that_another_process_keeps_writing_is_503_busy(
     databases: Databases, tmp_path: Path
 ) -> None:
@@ -426,6 +429,7 @@ async def test_F08_a_start_waits_for_the_database_only_so_long() -> None:
     assert PASSWORD not in str(raised.value)
 
 
+@pytest.mark.slow
 async def test_F08_a_start_goes_on_when_the_database_comes_up() -> None:
     postgres = Postgres()
     try:

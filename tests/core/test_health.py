@@ -119,6 +119,7 @@ async def test_a_service_that_is_told_to_end_is_not_ready(
         assert (await client.get("/health/live")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_database_that_cannot_be_written_to_is_told(
     databases: Databases, tmp_path: Path
 ) -> None:

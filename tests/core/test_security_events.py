@@ -224,6 +224,7 @@ async def test_E13_no_event_holds_a_name_a_password_a_token_or_a_question(
         assert not any(word in line for word in hidden), line
 
 
+@pytest.mark.slow
 async def test_E13_a_server_and_its_operator_tell_it_in_one_way(
     databases: Databases, tmp_path: Path
 ) -> None:

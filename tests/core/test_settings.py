@@ -918,6 +918,7 @@ def test_config_show_masks_an_address_that_holds_a_password(tmp_path: Path) -> N
     assert CANARY not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_config_check_says_whether_anything_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "app.toml"
     file.write_text(ECHO)
@@ -1051,6 +1052,7 @@ def test_a_variable_never_makes_a_second_table_beside_one_of_other_letters(
     assert load(same, tmp_path, {name: "echo"}).section(LlmSettings)
 
 
+@pytest.mark.slow
 def test_modules_that_nobody_can_be_let_in_to_are_found_by_the_check(
     tmp_path: Path,
 ) -> None:

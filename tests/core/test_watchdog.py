@@ -74,6 +74,7 @@ async def test_F42_a_blocked_loop_is_logged_once_with_how_long(
     assert blocked(caplog) == told
 
 
+@pytest.mark.slow
 async def test_F42_a_server_that_was_blocked_lives_on_and_is_ready(
     databases: Databases, tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ async def test_U21_a_certificate_that_cannot_be_trusted_gets_no_key(
 PROTOCOL_VERSION_ALERT = bytes.fromhex("15 0301 0002 02 46")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "greeting", [PROTOCOL_VERSION_ALERT, b"HTTP/1.1 400 Bad Request\r\n\r\n"]
 )

@@ -308,6 +308,7 @@ async def leave_pending(
 NEVER, LONG_AGO = "'2999-01-01 00:00:00.000000'", "'2001-01-01 00:00:00.000000'"
 
 
+@pytest.mark.slow
 async def test_A02_a_start_on_sqlite_ends_all_that_is_pending_before_it_serves(
     databases: Databases, tmp_path: Path
 ) -> None:
@@ -321,6 +322,7 @@ async def test_A02_a_start_on_sqlite_ends_all_that_is_pending_before_it_serves(
         assert await stored(url) == [LOST] * 1_202
 
 
+@pytest.mark.slow
 async def test_F04_A02_a_start_on_postgresql_ends_what_is_overdue_and_no_more(
     databases: Databases, upstream: Upstream, tmp_path: Path
 ) -> None:
@@ -391,6 +393,7 @@ async def test_A03_whoever_reads_a_stream_is_told_that_it_came_too_late(
     assert await all_rows(database_url) == before
 
 
+@pytest.mark.slow
 async def test_A03_F04_a_server_that_was_frozen_too_long_discards_its_answer(
     databases: Databases, upstream: Upstream, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ def hints(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.hint for r in caplog.records if r.getMessage() in events]  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 async def test_every_route_waits_for_the_migrations_and_then_serves(
     config: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,6 +159,7 @@ async def execute(found: Running, statements: Iterable[str]) -> None:
             await connection.execute(text(statement))
 
 
+@pytest.mark.slow
 async def test_F27_a_running_server_serves_on_beside_a_newer_schema(
     config: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,6 +189,7 @@ async def test_F27_a_running_server_serves_on_beside_a_newer_schema(
         assert "upgrade this server" in hint
 
 
+@pytest.mark.slow
 async def test_a_new_column_without_a_default_is_no_taken_name(
     databases: Databases, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -199,6 +202,7 @@ async def test_a_new_column_without_a_default_is_no_taken_name(
         assert_no_bug(caplog)
 
 
+@pytest.mark.slow
 async def test_what_the_schema_is_not_to_blame_for_stays_our_mistake(
     config: Path,
 ) -> None:
@@ -254,6 +258,7 @@ async def test_a_column_that_is_altered_under_a_server_is_no_bug(
         assert_no_bug(caplog)
 
 
+@pytest.mark.slow
 async def test_a_statement_that_fails_while_a_migration_ends_is_no_bug(
     config: Path,
 ) -> None:
@@ -268,6 +273,7 @@ async def test_a_statement_that_fails_while_a_migration_ends_is_no_bug(
                     await upgrade(other, MODULES)
 
 
+@pytest.mark.slow
 async def test_readiness_follows_a_module_that_is_taken_back_and_brought_again(
     databases: Databases, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

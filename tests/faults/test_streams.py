@@ -645,6 +645,7 @@ async def test_U19_how_long_to_wait_is_told_before_a_stream_begins(
             assert len(upstream.requests) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
     [

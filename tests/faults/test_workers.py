@@ -238,6 +238,7 @@ ANY_POSTGRES = "postgresql+asyncpg://nobody@127.0.0.1:9/none"
 SEVERAL = {WORKERS: "2"}
 
 
+@pytest.mark.slow
 def test_F22_several_workers_on_one_sqlite_file_are_refused(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/vopros.db"
     file = write_config(tmp_path / "app.toml", url)
@@ -261,6 +262,7 @@ def test_several_workers_are_refused_with_a_provider_for_one(
     assert_refused(done, told, WORKERS, code=78)
 
 
+@pytest.mark.slow
 async def test_auto_passes_over_a_provider_for_one_process_and_says_why(
     file: Path,
 ) -> None:

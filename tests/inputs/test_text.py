@@ -47,6 +47,7 @@ async def test_I14_a_question_of_any_allowed_length_is_asked(
     assert answer.json()["content"] == content
 
 
+@pytest.mark.slow
 async def test_I14_the_limit_in_bytes_counts_bytes(
     databases: Databases, upstream: Upstream, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ async def counts(database: Database) -> dict[str, int]:
 ALL_THERE = {"users": 2, "auth_credentials": 2, "auth_sessions": 2, "questions": 2}
 
 
+@pytest.mark.slow
 async def test_an_empty_database_comes_to_the_newest_revision_and_back(
     database: Database,
 ) -> None:
@@ -297,6 +298,7 @@ op.execute("SELECT * FROM nowhere")
 """
 
 
+@pytest.mark.slow
 async def test_F25_a_failing_migration_leaves_nothing_behind_and_frees_the_lock(
     database: Database, tmp_path: Path
 ) -> None:
@@ -373,6 +375,7 @@ async def empty_postgresql(databases: Databases) -> str:
     return await databases.empty("postgresql")
 
 
+@pytest.mark.slow
 async def test_F24_four_migrations_at_once_migrate_once(
     empty_postgresql: str, tmp_path: Path
 ) -> None:
@@ -410,6 +413,7 @@ async def test_F26_waiting_for_another_migration_ends(empty_postgresql: str) -> 
         assert await upgrade(database, MODULES) == NAMES
 
 
+@pytest.mark.slow
 async def test_asking_with_a_budget_does_not_wait_for_a_migration(
     databases: Databases, upstream: Upstream, tmp_path: Path
 ) -> None:
@@ -511,6 +515,7 @@ async def test_a_written_revision_works(
     assert down.splitlines()[-1] == "notes is at base"
 
 
+@pytest.mark.slow
 async def test_no_revision_is_written_on_a_database_that_is_behind(
     databases: Databases, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ async def provider_note(found: Running) -> str:
     return note
 
 
+@pytest.mark.slow
 async def test_one_word_switches_the_provider(
     tmp_path: Path, database_url: str, upstream: Upstream
 ) -> None:
@@ -227,6 +228,7 @@ async def test_U33_fallbacks_are_asked_in_their_order(
         assert answer.json()["model"] == asked[-1]
 
 
+@pytest.mark.slow
 async def test_a_question_that_is_refused_is_not_asked_elsewhere(
     tmp_path: Path, database_url: str, upstream: Upstream
 ) -> None:
@@ -238,6 +240,7 @@ async def test_a_question_that_is_refused_is_not_asked_elsewhere(
     assert backends.asked == ["fake"]
 
 
+@pytest.mark.slow
 async def test_a_silent_backend_leaves_time_for_the_next(
     tmp_path: Path, database_url: str, upstream: Upstream
 ) -> None:

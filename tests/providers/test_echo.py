@@ -107,6 +107,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", FAILURES)
 async def test_it_fails_as_it_is_told_to(code: str, tmp_path: Path, url: str) -> None:
     async with rehearsing(tmp_path, url, f'fail_with = "{code}"') as api:

@@ -36,6 +36,7 @@ def local_config(file: Path, url: str, **tables: str) -> Path:
     return file
 
 
+@pytest.mark.slow
 async def test_the_real_model_answers_and_is_stored(
     tmp_path: Path, databases: Databases, database_kind: str
 ) -> None:
@@ -73,6 +74,7 @@ async def test_the_child_needs_its_random_key_and_ends_with_the_server(
     assert not child.is_running()
 
 
+@pytest.mark.slow
 async def test_the_child_ends_even_when_the_server_is_killed(
     tmp_path: Path, databases: Databases
 ) -> None:
@@ -84,6 +86,7 @@ async def test_the_child_ends_even_when_the_server_is_killed(
     assert not child.is_running()
 
 
+@pytest.mark.slow
 async def test_a_streamed_answer_comes_in_several_pieces(
     tmp_path: Path, databases: Databases
 ) -> None:
@@ -103,6 +106,7 @@ async def test_a_streamed_answer_comes_in_several_pieces(
         assert await api.newest(ada) == [question]
 
 
+@pytest.mark.slow
 async def test_a_child_that_dies_fails_what_it_was_at_and_another_answers(
     tmp_path: Path, databases: Databases, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -188,6 +192,7 @@ async def test_no_child_is_left_by_a_server_that_ends_while_it_starts_one(
     assert "Traceback" not in server.log
 
 
+@pytest.mark.slow
 async def test_any_other_model_file_can_be_loaded(
     tmp_path: Path, databases: Databases
 ) -> None:
@@ -204,6 +209,7 @@ async def test_any_other_model_file_can_be_loaded(
         assert answer.json()["model"] == "my-own"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", ["here", "auto"])
 async def test_a_missing_model_file_is_told_with_its_key(
     chosen: str, tmp_path: Path

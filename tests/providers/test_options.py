@@ -53,6 +53,7 @@ async def test_every_option_of_a_request_arrives(
     assert received.header("content-type") == "application/json"
 
 
+@pytest.mark.slow
 async def test_what_is_not_configured_is_not_sent(
     tmp_path: Path, database_url: str, upstream: Upstream
 ) -> None:
@@ -65,6 +66,7 @@ async def test_what_is_not_configured_is_not_sent(
     assert received.json.keys() == {"model", "messages"}
 
 
+@pytest.mark.slow
 async def test_a_configured_header_takes_the_place_of_ours(
     tmp_path: Path, database_url: str, upstream: Upstream
 ) -> None:
@@ -246,6 +248,7 @@ async def test_the_key_goes_where_it_is_wanted_and_nowhere_else(
     assert received.head.count(KEY) == 1
 
 
+@pytest.mark.slow
 async def test_query_parameters_are_sent_with_every_request(
     tmp_path: Path, database_url: str, upstream: Upstream
 ) -> None:
@@ -272,6 +275,7 @@ async def test_body_parameters_are_added_to_every_question(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sent"),
     [
@@ -332,6 +336,7 @@ async def test_a_ca_file_is_trusted_besides_the_system(
     assert_problem(answer, 502, "provider_tls")
 
 
+@pytest.mark.slow
 async def test_a_ca_file_does_not_excuse_another_name(
     tmp_path: Path, database_url: str
 ) -> None:

@@ -174,6 +174,7 @@ async def test_fifty_askers_at_once_each_get_their_own_answer(
         assert await api.newest(who) == [question]
 
 
+@pytest.mark.slow
 async def test_F35_who_leaves_while_many_ask_harms_only_their_own_question(
     api: Api, upstream: Upstream
 ) -> None:

@@ -324,6 +324,7 @@ def by_hand(path: str, who: Account, *headers: bytes) -> bytes:
     )
 
 
+@pytest.mark.slow
 async def test_A20_fifty_posts_of_one_key_ask_once(
     api: Api, ada: Account, upstream: Upstream
 ) -> None:

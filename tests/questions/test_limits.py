@@ -118,6 +118,7 @@ async def test_as_shipped_there_is_no_limit(api: Api, ada: Account) -> None:
     assert let_in(await ask_many(api, ada)) == ASKED
 
 
+@pytest.mark.slow
 async def test_A19_U35_of_fifty_at_once_two_may_wait_for_their_answers(
     limiting: Limiting, upstream: Upstream
 ) -> None:
@@ -169,6 +170,7 @@ async def test_A19_of_fifty_at_once_as_many_are_asked_as_somebody_may(
             assert await left(api, who) == {limit: 0}
 
 
+@pytest.mark.slow
 async def test_A19_of_fifty_at_once_as_many_are_asked_as_all_together_may(
     limiting: Limiting, upstream: Upstream
 ) -> None:
@@ -248,6 +250,7 @@ async def test_deleting_a_question_gives_nothing_back(limiting: Limiting) -> Non
         assert_problem(refused, 429, "daily_limit_reached")
 
 
+@pytest.mark.slow
 async def test_what_is_told_again_costs_nothing(limiting: Limiting) -> None:
     limits = "per_day = 1\nin_flight = 1\nservice_per_day = 1"
     async with limiting(limits) as (_, api):
@@ -266,6 +269,7 @@ async def test_what_is_told_again_costs_nothing(limiting: Limiting) -> None:
         assert await left(api, ada) == used
 
 
+@pytest.mark.slow
 async def test_what_a_limit_refuses_leaves_its_key_free(limiting: Limiting) -> None:
     async with limiting("per_minute = 1") as limited:
         api = limited.api
@@ -279,6 +283,7 @@ async def test_what_a_limit_refuses_leaves_its_key_free(limiting: Limiting) -> N
         assert "idempotency-replayed" not in answer.headers
 
 
+@pytest.mark.slow
 async def test_an_expired_minute_and_a_new_day_start_afresh(
     limiting: Limiting,
 ) -> None:
@@ -328,6 +333,7 @@ async def test_a_minute_begins_with_its_first_question(limiting: Limiting) -> No
         assert 15 <= int(refused.headers["retry-after"]) <= 20
 
 
+@pytest.mark.slow
 async def test_what_is_refused_says_why_and_when_to_come_again(
     limiting: Limiting,
 ) -> None:

@@ -225,6 +225,7 @@ async def test_A19_tokens_and_the_budget_of_all_are_exact_over_two_replicas(
         assert (spent["service_per_day"], spent["service_tokens_per_day"]) == (0, 70)
 
 
+@pytest.mark.slow
 async def test_A19_the_last_question_of_the_budget_is_asked_on_one_replica_only(
     tmp_path: Path, databases: Databases, upstream: Upstream
 ) -> None:

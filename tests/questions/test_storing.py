@@ -181,6 +181,7 @@ async def test_F18_what_was_taken_for_lost_stays_so_and_is_told_so(
     )
 
 
+@pytest.mark.slow
 async def test_F18_an_answer_kept_for_too_long_changes_nothing_that_is_final(
     databases: Databases, tmp_path: Path, upstream: Upstream
 ) -> None:

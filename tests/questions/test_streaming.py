@@ -158,6 +158,7 @@ async def test_a_silence_is_broken_by_comments(
     assert rest[-3] == "event: done"
 
 
+@pytest.mark.slow
 async def test_a_silence_after_a_word_is_no_longer_than_any_other(
     tmp_path: Path, databases: Databases, upstream: Upstream
 ) -> None:
@@ -253,6 +254,7 @@ async def test_a_plain_question_is_not_streamed_from_the_model(
     assert "stream" not in upstream.requests[-1].json
 
 
+@pytest.mark.slow
 async def test_thirty_readers_at_once_each_read_their_own_answer(
     api: Api, upstream: Upstream
 ) -> None:

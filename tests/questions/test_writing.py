@@ -502,6 +502,7 @@ async def make_people(database: Database, count: int) -> list[int]:
 @given(limits=LIMITS, steps=STEPS)
 # What chance seldom brings about: that the day changes between two steps that belong
 # together, or a minute.
+@pytest.mark.slow
 @example(limits={"service_per_day": 4}, steps=[ASK, NEXT_DAY, ASK, PAY])
 @example(limits={"per_day": 1}, steps=[ASK, ASK, NEXT_DAY, ASK, ASK])
 @example(limits={"tokens_per_day": 3}, steps=[ASK, PAY, ASK, NEXT_DAY, ASK])

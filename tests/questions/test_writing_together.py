@@ -178,6 +178,7 @@ async def delete(database: Database, user_id: int) -> None:
         await session.execute(text(f"DELETE FROM users WHERE id = {user_id}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [{}, GENEROUS], ids=["no limits", "limits"])
 async def test_F34_settling_races_the_deletion_of_accounts(
     replicas: tuple[Database, Database], limits: dict[str, int]
@@ -220,6 +221,7 @@ async def test_F34_settling_races_the_deletion_of_accounts(
         assert await count(replicas[0], f"{spent} ({left})") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [{}, GENEROUS], ids=["no limits", "limits"])
 async def test_F15_asking_and_settling_never_wait_in_a_circle(
     replicas: tuple[Database, Database], limits: dict[str, int]

@@ -45,6 +45,7 @@ async def gone(api: Api) -> Account:
     return who
 
 
+@pytest.mark.slow
 async def test_A04_no_protected_route_answers_whoever_is_nobody(
     service: Running, api: Api
 ) -> None:

@@ -171,6 +171,7 @@ async def test_I11_a_state_is_true_or_false(
     assert (await api.get("/users/me", ada)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_an_administrator_who_is_out_does_not_count_as_one(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ async def test_an_administrator_who_is_out_does_not_count_as_one(
         assert gone.status_code == 204
 
 
+@pytest.mark.slow
 async def test_of_two_administrators_who_shut_each_other_out_one_stays(
     databases: Databases, database_kind: str, tmp_path: Path
 ) -> None:

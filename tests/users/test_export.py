@@ -288,6 +288,7 @@ async def test_A12_somebody_who_reads_slowly_holds_no_connection(
     assert b"Meanwhile?" not in rest
 
 
+@pytest.mark.slow
 async def test_an_export_of_an_account_that_goes_meanwhile_breaks_off(
     own: tuple[Running, Api], secrets_stay_inside: Recorder
 ) -> None:

@@ -101,6 +101,7 @@ async def test_Q04_a_new_name_keeps_the_rules_of_names(
     assert [e["loc"] for e in problem["errors"]] == [["body", "username"]]
 
 
+@pytest.mark.slow
 async def test_F38_the_last_of_many_changes_wins(api: Api, ada: Account) -> None:
     names = [new_name() for _ in range(20)]
     answers = await asyncio.gather(
