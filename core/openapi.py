@@ -124,7 +124,7 @@ def _shorten_ids(operations: Iterable[_Operation]) -> None:
         if getattr(route, "operation_id", None):
             continue  # A router has given it.
         short = _camel_case(route.name or "")
-        if short in taken:
+        if short in taken and described.get("tags"):
             short = _camel_case(f"{described['tags'][0]}_{route.name}")
         if short not in taken:
             described["operationId"] = short

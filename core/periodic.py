@@ -17,9 +17,8 @@ async def repeating(
 ) -> AsyncIterator[None]:
     """Do `work` at once and then about every so many seconds, until the block is left.
 
-    A time that fails is told in the log under `name` and followed by the next. What
-    fails for the same foreseen reason again and again, such as a database that is not
-    there, is told once.
+    A failure is logged under `name` and followed by the next time. One that repeats for
+    the same foreseen reason, such as a database that is not there, is logged once.
     """
     task = asyncio.create_task(_repeat(name, work, seconds))
     try:

@@ -122,7 +122,7 @@ class ServerSettings(Section):
 
 
 class OpenApiSettings(Section):
-    """[openapi]: what the API's document says of whoever runs this server."""
+    """[openapi]: the operator's part of the API's document."""
 
     server_url: str = Field("", pattern=_WEB_ADDRESS)
     """The public address of the API; empty: wherever the document was read from."""
@@ -415,7 +415,7 @@ def _unknown_tables(raw: RawSettings, modules: Iterable[Module]) -> Iterator[Fin
 
 
 def unguarded(path: str) -> str:
-    """What is wrong when nobody can be let in to the route `path`."""
+    """Return the refusal of a route whose callers no module can authenticate."""
     return (
         f"{path} is for known callers only, but no enabled module can authenticate them"
     )
