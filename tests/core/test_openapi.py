@@ -10,6 +10,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from core.app import create_app
+from core.settings import load_settings
 from core.testing import running
 from tests.conftest import Databases, make_admin, served
 from tests.support.api import CANARY, Account, Api, assert_problem
@@ -411,3 +413,18 @@ async def _schemathesis(url: str, token: str, folder: Path, *selection: str) -> 
     output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
     return output.decode()
+
+
+def test_routes_without_tags_may_share_the_name_of_a_function() -> None:
+    settings = load_settings(None, {"VOPROS_MODULES__ENABLED": "users"})
+    app = create_app(settings)
+    for path in ("/one", "/two"):
+
+        @app.get(path)
+        async def look_around() -> None:
+            """Look around."""
+
+    paths = app.openapi()["paths"]
+    ids = [paths[path]["get"]["operationId"] for path in ("/one", "/two")]
+    assert ids[0] == "lookAround"
+    assert len(set(ids)) == 2
